@@ -1,0 +1,1 @@
+"""Ingest and settle as dataflows; thin."""

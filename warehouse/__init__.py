@@ -1,0 +1,1 @@
+"""DuckDB: schema, views, expectations, load, publish."""
