@@ -1,0 +1,233 @@
+"""A partition: the state of its accounts and what grows beside it, and the events being written.
+
+The columns of `accounting.state` hold what every account has; side tables hold what only some have (payments
+remembered, held records, contacts). Account 0 is nobody: readings of an account that is not there find it and are
+refused. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from accounting.bill import MARK, REASONS
+from accounting.calendar import QUARTER_US
+from accounting.ledger import Ledger, make_room, new_ledger, take_count
+from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
+from accounting.records import OWN_TIME, RECORDS
+from accounting.state import FOREVER, NONE, new_accounts
+from accounting.supply import RULES
+from accounting.tariffs import TariffBook
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REMEMBERED_US = 400 * 86_400_000_000
+Record = dict[str, Any]
+
+
+def time_text(at: int) -> str:
+    """A moment as ISO 8601 in UTC."""
+    return (EPOCH + timedelta(microseconds=at)).isoformat()
+
+
+def date_text(day: int) -> str:
+    """A day (since 1970-01-01) as ISO 8601."""
+    return (EPOCH + timedelta(days=day)).date().isoformat()
+
+
+def record_text(kind: str, record: Record) -> str:
+    """A record whole, as JSON: the contract's columns that have a value, times and dates in ISO 8601."""
+    columns = {}
+    for c in RECORDS[kind]:
+        value = record.get(c.name)
+        if value is None or c.internal:
+            continue
+        columns[c.name] = time_text(value) if c.type == "time" else date_text(value) if c.type == "date" else value
+    return json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
+
+
+def digest(kind: str, record: Record) -> str:
+    """Tells contents apart, `received_at` aside."""
+    text = record_text(kind, {**record, "received_at": None})
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass
+class Payment:
+    """What is remembered of a payment or adjustment for 400 days from its own time."""
+
+    at: int
+    content: str  # its digest, `received_at` aside
+    amount_tiyin: int
+    is_reversal: bool
+    reversed: bool = False
+
+
+@dataclass
+class Partition:
+    """State and events of one partition. `unrouted` is the one where readings of unclaimed meters wait."""
+
+    number: int
+    unrouted: bool = False
+    accounts: Any = field(default_factory=lambda: new_accounts(16))
+    wake_at: Any = field(default_factory=lambda: np.full(16, FOREVER))
+    count: int = 1
+    ids: list[str] = field(default_factory=lambda: [""])
+    index: dict[str, int] = field(default_factory=dict)
+    meters: dict[str, int] = field(default_factory=dict)
+    phones: list[str | None] = field(default_factory=lambda: [None])
+    languages: list[str | None] = field(default_factory=lambda: [None])
+    taken: dict[int, set[str]] = field(default_factory=dict)  # digests of versions and exchanges taken, by account
+    book: TariffBook = field(default_factory=TariffBook)
+    tariff_rows: list[Record] = field(default_factory=list)  # of a tariff version still arriving
+    marks: Any = field(default_factory=lambda: np.zeros(16, MARK).view(np.recarray))
+    mark_count: int = 0
+    payments: dict[int, dict[str, Payment]] = field(default_factory=dict)  # key: kind and id
+    waiting: dict[str, list[tuple[int, int, str, Record]]] = field(default_factory=dict)  # unknown_account, by id
+    held_records: dict[tuple[int, int], str] = field(default_factory=dict)
+    policies: dict[str, Policy] = field(default_factory=dict)
+    policy_count: int = 0
+    places: list[Place] = field(default_factory=lambda: [Place("", None, None)])
+    commands: dict[str, int] = field(
+        default_factory=dict
+    )  # sequence by "account meter", where more than one meter had some
+    effects: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # notices, commands: account, moment
+    last_tick: int = NONE
+    last_day: int = NONE
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make what is derived or only lives for a batch."""
+        self.ledger: Ledger = new_ledger(4096)
+        self.events: dict[str, list[tuple[Any, ...]]] = {}
+        self.rules = np.zeros(0, RULES).view(np.recarray)
+        self.rules_list: list[Rules] = []
+        self.rules_from, self.rules_until = FOREVER, NONE
+        self.meter_names: list[str] = []
+        self.pairs: tuple[Any, Any, Any] | None = None  # of the last readings: dictionary, accounts, meters (all found)
+        self.place_index = {place: i for i, place in enumerate(self.places)}
+
+    # accounts
+
+    def find(self, account_id: str) -> int:
+        """The account's row; 0 if it is not there."""
+        return self.index.get(account_id, 0)
+
+    def add_account(self, account_id: str) -> int:
+        """A row for a new account."""
+        if self.count == self.accounts.size:
+            self.accounts = np.concatenate([self.accounts, new_accounts(self.count)]).view(np.recarray)
+            self.wake_at = np.concatenate([self.wake_at, np.full(self.count, FOREVER)])
+        i = self.count
+        self.count += 1
+        self.ids.append(account_id)
+        self.index[account_id] = i
+        self.phones.append(None)
+        self.languages.append(None)
+        return i
+
+    def meter_code(self, meter_id: str) -> int:
+        """The number of a meter, given one if it is new."""
+        return self.meters.setdefault(meter_id, len(self.meters))
+
+    def meter_name(self, code: int) -> str:
+        """The meter of a number."""
+        if len(self.meter_names) != len(self.meters):
+            self.meter_names = list(self.meters)
+        return self.meter_names[code]
+
+    def place_code(self, place: Place) -> int:
+        """The number of a place, given one if it is new."""
+        code = self.place_index.get(place)
+        if code is None:
+            code = self.place_index[place] = len(self.places)
+            self.places.append(place)
+            self.rules_until = NONE
+        return code
+
+    # price changes at measured registers
+
+    def add_mark(self, before: int, price: int, month_wh: int) -> int:
+        """Remember a price change at a measured register; its number."""
+        if self.mark_count == self.marks.size:
+            self.marks = np.concatenate([self.marks, np.zeros(self.marks.size, MARK)]).view(np.recarray)
+        self.marks[self.mark_count] = (before, price, month_wh)
+        self.mark_count += 1
+        return self.mark_count - 1
+
+    # rules of places
+
+    def rules_now(self, now: int) -> Any:
+        """The rules of every place at a moment, for compiled code; wakes every account when a threshold changes."""
+        if not (self.rules_from <= now < self.rules_until):
+            policies = list(self.policies.values())
+            before = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
+            self.rules_list = [rules_at(policies, place, now) for place in self.places]
+            after = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
+            if before != after[: len(before)]:
+                self.wake_at[: self.count] = NONE
+            rows = np.zeros(len(self.places), RULES).view(np.recarray)
+            for row, r in zip(rows, self.rules_list, strict=True):
+                for name in RULES.names or ():
+                    value = getattr(r, name)
+                    row[name] = bool(value) if name == "forbidden" else NONE if value is None else value
+            self.rules = rows
+            self.rules_from, self.rules_until = now, rules_hold_until(policies, now)
+        return self.rules
+
+    def now(self, kind: str, record: Record) -> int:
+        """The moment at which a record's decisions are taken: its arrival, within the quarter after the last tick."""
+        own = record.get(OWN_TIME[kind])
+        arrival = record.get("received_at") or own or self.last_tick
+        if self.last_tick == NONE:
+            return int(arrival)
+        return min(max(int(arrival), self.last_tick), self.last_tick + QUARTER_US)
+
+    # events
+
+    def begin(self, ordinal: int) -> None:
+        """Turn to the next record: its events are counted from 0. There is room for what one record can leave."""
+        self.ledger.cause[0], self.ledger.cause[1] = ordinal, 0
+        self.reserve(64)
+
+    def reserve(self, entries: int, incidents: int = 16, forecasts: int = 8, notices: int = 8) -> None:
+        """Make sure the ledger has room for so many more."""
+        ledger = self.ledger
+        if (
+            ledger.size[0] + entries > ledger.entries.size
+            or ledger.size[1] + incidents > ledger.incidents.size
+            or ledger.size[2] + forecasts > ledger.forecasts.size
+            or ledger.size[3] + notices > ledger.notices.size
+        ):
+            self.ledger = make_room(ledger, entries, incidents, forecasts, notices)
+
+    def emit(self, kind: str, *values: Any) -> tuple[int, int]:
+        """One event of the record at work; its (ordinal, n)."""
+        ordinal, n = int(self.ledger.cause[0]), int(take_count(self.ledger))
+        self.events.setdefault(kind, []).append((ordinal, n, *values))
+        return ordinal, n
+
+    def refuse(self, kind: str, record: Record, reason: str, detail: str | None = None) -> None:
+        """A record is refused by name, whole."""
+        self.emit("refused", kind, reason, detail, record_text(kind, record))
+
+    def hold(self, kind: str, record: Record, reason: str, detail: str | None = None) -> tuple[int, int]:
+        """A record is held by name, whole; its held_id."""
+        return self.emit("held", kind, reason, detail, record_text(kind, record))
+
+    def ignore(self, kind: str) -> None:
+        """Count a record that changes nothing."""
+        self.ignored[kind] = self.ignored.get(kind, 0) + 1
+
+    def id_text(self, ordinal: int, n: int) -> str:
+        """An event's id."""
+        return f"{self.number}-{ordinal}-{n}"
+
+
+def reason_text(reason: int) -> str:
+    """A reason's name."""
+    return REASONS[reason]

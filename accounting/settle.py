@@ -1,0 +1,302 @@
+"""Settle: events = F(journal). One body of the journal in, the events it causes out, and the state moved on.
+
+No clock and no chance: the same records give the same events in the same order, however they were cut into bodies. Records are
+taken in their order; runs of readings go through compiled code as columns, what is rare goes record by record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from accounting.calendar import day_of, month_of
+from accounting.compiled import compiled
+from accounting.customers import apply_account, apply_exchange, apply_tariff
+from accounting.decisions import (
+    apply_acknowledgement,
+    apply_order,
+    apply_policy,
+    apply_receipt,
+    forget_effects,
+    review_all,
+)
+from accounting.ledger import new_ledger
+from accounting.notices import notice_text
+from accounting.partition import Partition, Record
+from accounting.payments import apply_payment, forget_payments
+from accounting.readings import apply_readings, hold_unrouted, open_readings, resolve
+from accounting.records import BASES, ENTRY_KINDS, EVENT_SCHEMAS, EVENTS, NOTICE_KINDS, RECORD_SCHEMAS, TIME
+from accounting.state import FOREVER, NONE
+from accounting.supply import begin_day
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+def settle_body(
+    p: Partition, position: int, runs: Sequence[tuple[str, int]], batches: Mapping[str, pa.RecordBatch]
+) -> dict[str, pa.RecordBatch]:
+    """Settle records `position …` of the partition.
+
+    runs: (kind, how many in a row), in order. batches: the records of each kind as packed columns (connectors.log.body).
+    Returns the events by kind as packed columns with `ordinal` and `n`, each kind in order.
+    """
+    ordinals = _ordinals(position, runs)
+    readings = open_readings(p, batches["reading"], ordinals["reading"]) if "reading" in batches else None
+    records = {kind: iter(to_records(kind, batch)) for kind, batch in batches.items() if kind != "reading"}
+    read, ordinal, brought = 0, position, False
+    for kind, count in runs:
+        if kind == "reading":
+            assert readings is not None  # noqa: S101  the runs say so
+            if brought:
+                resolve(p, readings)
+                brought = False
+            (hold_unrouted if p.unrouted else apply_readings)(p, readings, read, read + count)
+            read += count
+        else:
+            for k in range(count):
+                p.begin(ordinal + k)
+                apply_record(p, kind, next(records[kind]))
+            brought |= kind in ("account", "meter_exchange")
+        ordinal += count
+    return take_events(p)
+
+
+def _ordinals(position: int, runs: Sequence[tuple[str, int]]) -> dict[str, NDArray[np.int64]]:
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for kind, count in runs:
+        if kind == "reading":
+            found.setdefault(kind, []).append(np.arange(position, position + count, dtype=np.int64))
+        position += count
+    return {kind: np.concatenate(parts) for kind, parts in found.items()}
+
+
+def apply_record(p: Partition, kind: str, record: Record) -> None:
+    """Any record but a reading."""
+    if kind == "tick":
+        apply_tick(p, record["ticked_at"])
+    elif kind in ("payment", "adjustment"):
+        apply_payment(p, kind, record)
+    elif kind == "unreadable":
+        where = f"{record['file']}, row {record['row']}"
+        column = f", {record['column']} = {record['value']!r}" if record.get("column") else ""
+        p.emit("refused", record["record_kind"], record["reason"], where + column, record["record"])
+    else:
+        _APPLY[kind](p, record)
+
+
+_APPLY = {
+    "account": apply_account,
+    "meter_exchange": apply_exchange,
+    "tariff": apply_tariff,
+    "policy": apply_policy,
+    "order": apply_order,
+    "acknowledgement": apply_acknowledgement,
+    "receipt": apply_receipt,
+}
+
+
+def apply_tick(p: Partition, at: int) -> None:
+    """A quarter of an hour has passed: decisions are taken; on the first tick of a day every account's forecast is written."""
+    if p.last_tick != NONE and at <= p.last_tick:
+        return
+    p.last_tick = at
+    day = int(day_of(at))
+    if day != p.last_day:
+        turned = p.last_day != NONE and month_of(at) != month_of(p.last_day * 86_400_000_000)
+        p.last_day = day
+        p.reserve(64, 64, p.count)
+        if p.count > 1:
+            begin_day(p.accounts, p.count, p.wake_at, p.book.arrays(), p.ledger, at)
+        if turned:
+            forget_payments(p)
+            forget_effects(p)
+    if p.count > 1 and (at >= p.rules_until or (p.wake_at[1 : p.count] <= at).any()):
+        review_all(p, at, at_tick=True)
+
+
+def to_records(kind: str, batch: pa.RecordBatch) -> list[Record]:
+    """Packed columns as records: every column of the contract, times as int64 µs, dates as days, absent ones None."""
+    columns: dict[str, list[Any]] = {}
+    for field in RECORD_SCHEMAS[kind]:
+        if field.name in batch.schema.names:
+            array = batch.column(field.name)
+            if pa.types.is_timestamp(field.type):
+                array = array.cast(pa.int64())
+            elif pa.types.is_date(field.type):
+                array = array.cast(pa.int32())
+            columns[field.name] = array.to_pylist()
+        else:
+            columns[field.name] = [None] * batch.num_rows
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+# events as columns
+
+
+def take_events(p: Partition) -> dict[str, pa.RecordBatch]:
+    """What has been written since the last time, by kind, as packed columns."""
+    ledger, events = p.ledger, {}
+    if ledger.size[0]:
+        events["entry"] = _entries(p)
+    if ledger.size[2]:
+        events["forecast"] = _forecasts(p)
+    if ledger.size[3]:
+        p.events["notice"] = _notices(p)
+    for kind in EVENTS:
+        if p.events.get(kind):
+            events[kind] = _rows(kind, p.events[kind])
+    p.events = {}
+    ledger.size[:] = 0
+    if ledger.entries.size > 1 << 19:
+        p.ledger = new_ledger(1 << 18)
+    return events
+
+
+@compiled
+def _spread(rows: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], bool, bool, bool]:
+    """Rows of ENTRY as columns, in one pass over them.
+
+    int64[8, n]: ordinal steps, from_at, to_at, from_wh, to_wh, usage_wh, amount_tiyin, balance_tiyin. int32[5, n]: n,
+    account, kind, tariff, basis. Then whether every from_at, every to_wh is there, and whether every from_wh is to_wh
+    − usage_wh.
+    """
+    wide = np.empty((8, rows.size), np.int64)
+    codes = np.empty((5, rows.size), np.int32)
+    before, timed, read, implied = 0, True, True, True
+    for i in range(rows.size):
+        row = rows[i]
+        wide[0, i] = row.ordinal - before
+        before = row.ordinal
+        wide[1, i], wide[2, i], wide[3, i], wide[4, i] = row.from_at, row.to_at, row.from_wh, row.to_wh
+        wide[5, i], wide[6, i], wide[7, i] = row.usage_wh, row.amount_tiyin, row.balance_tiyin
+        codes[0, i], codes[1, i], codes[2, i], codes[3, i], codes[4, i] = (
+            row.n,
+            row.account,
+            row.kind,
+            row.tariff,
+            row.basis,
+        )
+        timed &= row.from_at != NONE
+        read &= row.to_wh != NONE
+        implied &= row.from_at == NONE or row.to_wh - row.usage_wh == row.from_wh
+    return wide, codes, timed, read, implied
+
+
+def _entries(p: Partition) -> pa.RecordBatch:
+    size = int(p.ledger.size[0])
+    wide, codes, timed, read, implied = _spread(p.ledger.entries[:size])
+    ordinal, from_at, to_at, from_wh, to_wh, usage_wh, amount_tiyin, balance_tiyin = wide
+    n, account, kind, tariff, basis = codes
+    columns = {
+        "ordinal": narrow(ordinal),
+        "n": pa.array(n),
+        "account_id": _names(account, p.ids),
+        "kind": _coded(kind, ENTRY_KINDS),
+        "from_at": (pa.array(from_at) if timed else _numbers(from_at)).cast(TIME),
+        "to_at": pa.array(to_at).cast(TIME),
+        "to_wh": narrow(to_wh) if read else _numbers(to_wh),
+        "usage_wh": narrow(usage_wh),
+        "amount_tiyin": narrow(amount_tiyin),
+        "balance_tiyin": narrow(balance_tiyin),
+        "tariff": _coded(tariff, p.book.names),
+        "basis": _coded(basis, BASES),
+    }
+    if not implied:  # where there is a from_at, it is to_wh − usage_wh
+        columns["from_wh"] = _numbers(from_wh)
+    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < size})
+
+
+def _forecasts(p: Partition) -> pa.RecordBatch:
+    f = p.ledger.forecasts[: p.ledger.size[2]]
+    later = {name: np.where(f[name] == FOREVER, NONE, f[name]) for name in ("depletes_at", "earliest_at", "latest_at")}
+    columns = {
+        "ordinal": pa.array(np.diff(f.ordinal, prepend=0)),
+        "n": pa.array(np.ascontiguousarray(f.n)),
+        "account_id": _names(np.ascontiguousarray(f.account), p.ids),
+        "forecast_at": _times(np.ascontiguousarray(f.forecast_at)),
+        "balance_tiyin": pa.array(np.ascontiguousarray(f.balance_tiyin)),
+        "usage_wh_per_day": _numbers(np.ascontiguousarray(f.usage_wh_per_day)),
+        **{name: _times(column) for name, column in later.items()},
+    }
+    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < len(f)})
+
+
+def _notices(p: Partition) -> list[tuple[Any, ...]]:
+    rows = []
+    for o, n, i, kind, at, send_after, balance, pay, depletes_at, episode in p.ledger.notices[
+        : p.ledger.size[3]
+    ].tolist():
+        language, name = p.languages[i] or "uz-Latn", NOTICE_KINDS[kind]
+        depletes = None if depletes_at == FOREVER else depletes_at
+        text = notice_text(name, language, p.ids[i], balance, depletes, pay)
+        rows.append((o, n, p.ids[i], at, send_after, name, p.phones[i], language, text, depletes, episode))
+    return rows
+
+
+def _rows(kind: str, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    ordinal, n, *values = zip(*rows, strict=True)
+    columns: dict[str, pa.Array] = {
+        "ordinal": pa.array(np.diff(np.array(ordinal, np.int64), prepend=0)),
+        "n": pa.array(n, pa.int32()),
+    }
+    for field, column in zip(EVENT_SCHEMAS[kind], values, strict=True):
+        if pa.types.is_timestamp(field.type):
+            array = pa.array(column, pa.int64()).cast(field.type)
+        else:
+            array = pa.array(column, field.type)
+        if array.null_count < len(array):
+            columns[field.name] = array.dictionary_encode() if pa.types.is_string(field.type) else array
+    return pa.record_batch(columns)
+
+
+@compiled
+def _compact(
+    codes: NDArray[np.int32], seen: NDArray[np.int32], used: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], int]:
+    found = 0
+    out = np.empty_like(codes)
+    for i in range(codes.size):
+        code = codes[i]
+        if seen[code] < 0:
+            seen[code] = found
+            used[found] = code
+            found += 1
+        out[i] = seen[code]
+    return out, found
+
+
+def _names(codes: NDArray[np.int32], names: list[str]) -> pa.DictionaryArray:
+    """Names by number, with only those in the dictionary that occur, in order of appearance."""
+    used = np.empty(min(len(codes), len(names)), np.int32)
+    out, found = _compact(codes, np.full(len(names), -1, np.int32), used)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(out), pa.array([names[i] for i in used[:found].tolist()], pa.string())
+    )
+
+
+def _coded(codes: NDArray[np.int32], names: Sequence[str]) -> pa.Array:
+    """Names by number; −1 is none."""
+    absent = len(codes) > 0 and codes.min() < 0
+    array = pa.array(codes, mask=codes < 0) if absent else pa.array(codes)
+    return pa.DictionaryArray.from_arrays(array, pa.array(names, pa.string()))
+
+
+def narrow(column: NDArray[np.int64]) -> pa.Array:
+    """The numbers as int32 where all of them fit: half as much to compress."""
+    fits = not len(column) or (column.min() >= -(2**31) and column.max() < 2**31)
+    return pa.array(column.astype(np.int32) if fits else column)
+
+
+def _numbers(column: NDArray[np.int64]) -> pa.Array:
+    absent = column == NONE
+    return pa.array(column, mask=absent) if absent.any() else narrow(column)
+
+
+def _times(column: NDArray[np.int64]) -> pa.Array:
+    absent = column == NONE
+    return pa.array(column, mask=absent if absent.any() else None).cast(TIME)

@@ -1,0 +1,167 @@
+"""A partition's state as bytes and back: raw columns, Arrow strings, and JSON for what only some accounts have.
+
+Never pickled classes: a snapshot outlives the code that wrote it. It begins with its schema version; one of another version is
+not guessed at, the journal is replayed instead (that is what it is for).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from accounting.partition import Partition, Payment
+from accounting.policies import Place, Policy
+from accounting.state import ACCOUNT, FOREVER, new_accounts
+from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+VERSION = 1
+_HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
+_MAGIC = b"HSBS"
+_CODEC = pa.Codec("zstd", 1)
+
+
+class UnknownSnapshotError(ValueError):
+    """The bytes are no snapshot of this version."""
+
+
+def snapshot(p: Partition) -> bytes:
+    """The state as bytes; the same state gives the same bytes."""
+    strings = pa.record_batch(
+        {
+            "id": pa.array(p.ids, pa.string()),
+            "phone": pa.array(p.phones, pa.string()),
+            "language": pa.array(p.languages, pa.string()).dictionary_encode(),
+        }
+    )
+    sections = [
+        p.accounts[: p.count].tobytes(),
+        p.wake_at[: p.count].tobytes(),
+        _ipc(strings),
+        _ipc(pa.record_batch({"meter": pa.array(list(p.meters), pa.string())})),
+        _ipc(_payments(p)),
+        json.dumps(_side_tables(p), separators=(",", ":")).encode(),
+    ]
+    parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, VERSION, len(sections), _fingerprint())]
+    for section in sections:
+        packed = _CODEC.compress(section)
+        parts += [struct.pack("<QQ", len(section), packed.size), memoryview(packed)]
+    return b"".join(parts)
+
+
+def restore(data: bytes) -> Partition:
+    """The state that `snapshot` was given. Raises UnknownSnapshotError for bytes of another version."""
+    magic, version, count, fingerprint = _HEAD.unpack_from(data, 0)
+    if (magic, version, fingerprint) != (_MAGIC, VERSION, _fingerprint()):
+        msg = f"a snapshot of version {version}, where {VERSION} is known"
+        raise UnknownSnapshotError(msg)
+    at, sections = _HEAD.size, []
+    view = memoryview(data)
+    for _ in range(count):
+        size, packed = struct.unpack_from("<QQ", data, at)
+        at += 16
+        sections.append(_CODEC.decompress(view[at : at + packed], size))
+        at += packed
+    accounts, wake_at, strings, meters, payments, side = sections
+    p = Partition(0)
+    _restore_side_tables(p, json.loads(bytes(side)))
+    rows = np.frombuffer(accounts, ACCOUNT)
+    room = max(16, len(rows) + len(rows) // 8)
+    p.count = len(rows)
+    p.accounts = new_accounts(room)
+    p.accounts[: p.count] = rows
+    p.wake_at = np.full(room, FOREVER)
+    p.wake_at[: p.count] = np.frombuffer(wake_at, np.int64)
+    batch = _open(strings)
+    p.ids, p.phones, p.languages = (batch.column(name).to_pylist() for name in ("id", "phone", "language"))
+    p.index = {account_id: i for i, account_id in enumerate(p.ids) if i}
+    p.meters = {meter: code for code, meter in enumerate(_open(meters).column("meter").to_pylist())}
+    for i, key, payment_at, content, amount, is_reversal, was_reversed in zip(
+        *(column.to_pylist() for column in _open(payments).columns), strict=True
+    ):
+        p.payments.setdefault(i, {})[key] = Payment(payment_at, content, amount, is_reversal, was_reversed)
+    return p
+
+
+@cache
+def _fingerprint() -> int:
+    """Changes whenever a column of ACCOUNT does."""
+    return sum(ord(ch) * (k + 1) for k, ch in enumerate(str(ACCOUNT.descr))) % 2**63
+
+
+def _ipc(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _open(section: pa.Buffer) -> pa.RecordBatch:
+    return pa.ipc.open_stream(section).read_next_batch()
+
+
+def _payments(p: Partition) -> pa.RecordBatch:
+    rows = [
+        (i, key, m.at, m.content, m.amount_tiyin, m.is_reversal, m.reversed)
+        for i, remembered in p.payments.items()
+        for key, m in remembered.items()
+    ]
+    kinds = (pa.int32(), pa.string(), pa.int64(), pa.string(), pa.int64(), pa.bool_(), pa.bool_())
+    names = ("account", "key", "at", "content", "amount", "is_reversal", "reversed")
+    columns: Iterable[Any] = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    return pa.record_batch({n: pa.array(list(c), k) for n, c, k in zip(names, columns, kinds, strict=True)})
+
+
+def _side_tables(p: Partition) -> dict[str, Any]:
+    book = p.book
+    return {
+        "number": p.number,
+        "unrouted": p.unrouted,
+        "taken": [[i, sorted(marks)] for i, marks in p.taken.items()],
+        "tariffs": [[v.tariff, v.effective_at, v.blocks] for v in book.versions],
+        "names": book.names,
+        "prices": list(book.prices),
+        "histories": [[[list(asdict(v).values()) for v in h.versions], h.late] for h in book.histories],
+        "tariff_rows": p.tariff_rows,
+        "marks": p.marks[: p.mark_count].tolist(),
+        "waiting": [[account_id, waits] for account_id, waits in p.waiting.items()],
+        "held_records": [[*held, text] for held, text in p.held_records.items()],
+        "policies": [list(asdict(policy).values()) for policy in p.policies.values()],
+        "policy_count": p.policy_count,
+        "places": [list(asdict(place).values()) for place in p.places],
+        "commands": p.commands,
+        "effects": [[*number, *effect] for number, effect in p.effects.items()],
+        "last_tick": p.last_tick,
+        "last_day": p.last_day,
+        "ignored": p.ignored,
+    }
+
+
+def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
+    for name in ("number", "unrouted", "tariff_rows", "policy_count", "commands", "last_tick", "last_day", "ignored"):
+        setattr(p, name, side[name])
+    p.taken = {i: set(marks) for i, marks in side["taken"]}
+    p.book = TariffBook()
+    for tariff, effective_at, blocks in side["tariffs"]:
+        p.book.versions.append(TariffVersion(tariff, effective_at, tuple((upto, price) for upto, price in blocks)))
+    p.book.names = side["names"]
+    for blocks, families in side["prices"]:
+        p.book.prices[tuple((upto, price) for upto, price in blocks), families] = len(p.book.prices)
+    for versions, late in side["histories"]:
+        p.book.schedule(History(tuple(AccountVersion(*v) for v in versions), tuple((a, b) for a, b in late)))
+    for mark in side["marks"]:
+        p.add_mark(*mark)
+    p.waiting = {account_id: [(o, n, kind, r) for o, n, kind, r in waits] for account_id, waits in side["waiting"]}
+    p.held_records = {(ordinal, n): text for ordinal, n, text in side["held_records"]}
+    p.policies = {values[0]: Policy(*values) for values in side["policies"]}
+    p.places = [Place(*values) for values in side["places"]]
+    p.place_index = {place: i for i, place in enumerate(p.places)}
+    p.effects = {(ordinal, n): (i, at) for ordinal, n, i, at in side["effects"]}

@@ -1,0 +1,1 @@
+"""The edges: the log, files, and later meters, switches and SMS."""
