@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, month_of, month_start
-from accounting.compiled import compiled, rule, untracked
+from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.exact import beyond_power, multiply_divide
 from accounting.ledger import (
     CORRECTION,
@@ -99,7 +99,7 @@ WENT_BACK = -1
 # Price changes that took effect at a measured register since the last gap's end: a linked list for each account.
 # Settled steps before such a change were charged at the old price, later ones at the new; a late reading that moves
 # the month's start needs both.
-MARK = np.dtype([("before", "i8"), ("price", "i8"), ("month_wh", "i8")])  # mark before it (−1: none); price up to it
+MARK = row_type([("before", "i8"), ("price", "i8"), ("month_wh", "i8")])  # mark before it (−1: none); price up to it
 
 
 @rule

@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import config, njit
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+
+def row_type(fields: list[tuple[str, str]]) -> np.dtype[Any]:
+    """A type of rows whose fields can be had as attributes, compiled or not.
+
+    Rows are np.record in a plain array: Numba takes twice as long to look at the arguments of a call where they are recarrays.
+    """
+    return np.dtype((np.record, fields))
+
 
 compiled = njit(cache=True)
 rule = njit(cache=True, inline="always")

@@ -309,21 +309,27 @@ def _version_of(row: Record) -> tuple[object, ...]:
 def _adopt_tariff(p: Partition, number: int, effective_at: int, before: Book, histories: list[History]) -> None:
     """Work out every schedule anew; where the version comes late, it takes effect at the account's last measured register."""
     rows = p.accounts[1 : p.count]
-    started = rows.phase == STARTED
-    effect = np.where(started & (rows.last_at > effective_at), rows.last_at, NONE)
-    pairs, code = np.unique(np.stack([rows.schedule.astype(np.int64), effect], 1), axis=0, return_inverse=True)
-    prices = before.segments.price[np.where(started, rows.segment, 0)] if before.segments.size else np.zeros(len(rows))
+    started = rows["phase"] == STARTED
+    effect = np.where(started & (rows["last_at"] > effective_at), rows["last_at"], NONE)
+    pairs, code = np.unique(np.stack([rows["schedule"].astype(np.int64), effect], 1), axis=0, return_inverse=True)
+    prices = (
+        before.segments["price"][np.where(started, rows["segment"], 0)] if before.segments.size else np.zeros(len(rows))
+    )
     p.book.forget_schedules()
     numbers = []
     for schedule, at in pairs.tolist():
         history = histories[schedule]
         late = history.late if at == NONE else (*history.late, (number, at))
         numbers.append(p.book.schedule(History(history.versions, late)))
-    rows.schedule = np.array(numbers, np.int32)[code.reshape(-1)]
+    rows["schedule"] = np.array(numbers, np.int32)[code.reshape(-1)]
     book = p.book.arrays()
     _place_in_schedules(p.accounts, p.count, book)
-    changed = started & (prices != book.segments.price[np.where(started, rows.segment, 0)]) & (rows.gap_to_at != NONE)
-    for k in np.flatnonzero(changed | (rows.estimate_at != NONE)).tolist():
+    changed = (
+        started
+        & (prices != book.segments["price"][np.where(started, rows["segment"], 0)])
+        & (rows["gap_to_at"] != NONE)
+    )
+    for k in np.flatnonzero(changed | (rows["estimate_at"] != NONE)).tolist():
         _after_adopting(p, k + 1, int(prices[k]))
 
 

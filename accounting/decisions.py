@@ -83,7 +83,8 @@ def review_all(p: Partition, now: int, *, at_tick: bool) -> None:
         if due[0]:
             carry_out(p, i, int(due[0]), now)
             i += 1
-    remember_notices(p, notices)
+    if p.ledger.size[3] > notices:
+        remember_notices(p, notices)
 
 
 def carry_out(p: Partition, i: int, due: int, now: int) -> None:
@@ -314,7 +315,7 @@ def single_out(p: Partition, i: int) -> None:
 def forget_effects(p: Partition) -> None:
     """Let go of notices and commands too old to be answered."""
     oldest = p.last_tick - EFFECTS_REMEMBERED_US
-    current = {(int(s), int(n)) for s, n in zip(p.accounts.command_ordinal, p.accounts.command_n, strict=True)}
+    current = set(zip(p.accounts["command_ordinal"].tolist(), p.accounts["command_n"].tolist(), strict=True))
     p.effects = {number: e for number, e in p.effects.items() if e[1] >= oldest or number in current}
 
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from accounting.compiled import compiled, rule, untracked
+from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.state import NONE, Account
 
 OPENING, USAGE, PAYMENT, REVERSAL, CORRECTION, ADJUSTMENT = 0, 1, 2, 3, 4, 5  # accounting.records.ENTRY_KINDS
 MEASURED, ESTIMATED, INTERPOLATED, NO_BASIS = 0, 1, 2, -1  # accounting.records.BASES
 
-ENTRY = np.dtype(
+ENTRY = row_type(
     [
         ("ordinal", "i8"),
         ("n", "i4"),
@@ -35,7 +35,7 @@ ENTRY = np.dtype(
         ("balance_tiyin", "i8"),
     ]
 )
-FORECAST = np.dtype(
+FORECAST = row_type(
     [
         ("ordinal", "i8"),
         ("n", "i4"),
@@ -49,7 +49,7 @@ FORECAST = np.dtype(
     ]
 )
 
-NOTICE = np.dtype(
+NOTICE = row_type(
     [
         ("ordinal", "i8"),
         ("n", "i4"),
@@ -65,7 +65,7 @@ NOTICE = np.dtype(
 )
 
 # What happened to a reading, or to the held one because of it, other than an entry. `subject` says which of the two.
-INCIDENT = np.dtype(
+INCIDENT = row_type(
     [
         ("ordinal", "i8"),
         ("n", "i4"),
@@ -87,10 +87,10 @@ class Ledger(NamedTuple):
     Few arrays, for each of them costs at every call of a compiled function.
     """
 
-    entries: Any  # np.recarray of ENTRY
-    incidents: Any  # np.recarray of INCIDENT
-    forecasts: Any  # np.recarray of FORECAST
-    notices: Any  # np.recarray of NOTICE
+    entries: Any  # rows of ENTRY
+    incidents: Any  # rows of INCIDENT
+    forecasts: Any  # rows of FORECAST
+    notices: Any  # rows of NOTICE
     cause: NDArray[np.int64]
     size: NDArray[np.int64]
 
@@ -98,7 +98,7 @@ class Ledger(NamedTuple):
 def new_ledger(entries: int, incidents: int = 1024, forecasts: int = 1024, notices: int = 64) -> Ledger:
     """An empty ledger with room for so many."""
     room = zip((entries, incidents, forecasts, notices), (ENTRY, INCIDENT, FORECAST, NOTICE), strict=True)
-    rows: list[Any] = [np.zeros(n, kind).view(np.recarray) for n, kind in room]
+    rows: list[Any] = [np.zeros(n, kind) for n, kind in room]
     return Ledger._make([*rows, np.zeros(2, np.int64), np.zeros(4, np.int64)])
 
 
@@ -113,7 +113,7 @@ def make_room(ledger: Ledger, entries: int, incidents: int = 8, forecasts: int =
             continue
         larger = np.zeros(max(size + more, rows.size * 2), rows.dtype)
         larger[:size] = rows[:size]
-        grown.append(larger.view(np.recarray))
+        grown.append(larger)
     return Ledger._make([*grown, ledger.cause, ledger.size])
 
 

@@ -84,7 +84,7 @@ class Partition:
     taken: dict[int, set[str]] = field(default_factory=dict)  # digests of versions and exchanges taken, by account
     book: TariffBook = field(default_factory=TariffBook)
     tariff_rows: list[Record] = field(default_factory=list)  # of a tariff version still arriving
-    marks: Any = field(default_factory=lambda: np.zeros(16, MARK).view(np.recarray))
+    marks: Any = field(default_factory=lambda: np.zeros(16, MARK))
     mark_count: int = 0
     payments: dict[int, dict[str, Payment]] = field(default_factory=dict)  # key: kind and id
     waiting: dict[str, list[tuple[int, int, str, Record]]] = field(default_factory=dict)  # unknown_account, by id
@@ -104,7 +104,7 @@ class Partition:
         """Make what is derived or only lives for a batch."""
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
-        self.rules = np.zeros(0, RULES).view(np.recarray)
+        self.rules = np.zeros(0, RULES)
         self.rules_list: list[Rules] = []
         self.rules_from, self.rules_until = FOREVER, NONE
         self.meter_names: list[str] = []
@@ -120,7 +120,7 @@ class Partition:
     def add_account(self, account_id: str) -> int:
         """A row for a new account."""
         if self.count == self.accounts.size:
-            self.accounts = np.concatenate([self.accounts, new_accounts(self.count)]).view(np.recarray)
+            self.accounts = np.concatenate([self.accounts, new_accounts(self.count)])
             self.wake_at = np.concatenate([self.wake_at, np.full(self.count, FOREVER)])
         i = self.count
         self.count += 1
@@ -154,7 +154,7 @@ class Partition:
     def add_mark(self, before: int, price: int, month_wh: int) -> int:
         """Remember a price change at a measured register; its number."""
         if self.mark_count == self.marks.size:
-            self.marks = np.concatenate([self.marks, np.zeros(self.marks.size, MARK)]).view(np.recarray)
+            self.marks = np.concatenate([self.marks, np.zeros(self.marks.size, MARK)])
         self.marks[self.mark_count] = (before, price, month_wh)
         self.mark_count += 1
         return self.mark_count - 1
@@ -170,7 +170,7 @@ class Partition:
             after = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
             if before != after[: len(before)]:
                 self.wake_at[: self.count] = NONE
-            rows = np.zeros(len(self.places), RULES).view(np.recarray)
+            rows = np.zeros(len(self.places), RULES)
             for row, r in zip(rows, self.rules_list, strict=True):
                 for name in RULES.names or ():
                     value = getattr(r, name)

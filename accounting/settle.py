@@ -22,7 +22,7 @@ from accounting.decisions import (
     forget_effects,
     review_all,
 )
-from accounting.ledger import new_ledger
+from accounting.ledger import FORECAST, new_ledger
 from accounting.notices import notice_text
 from accounting.partition import Partition, Record
 from accounting.payments import apply_payment, forget_payments
@@ -197,7 +197,7 @@ def _entries(p: Partition) -> pa.RecordBatch:
         "n": pa.array(n),
         "account_id": _names(account, p.ids),
         "kind": _coded(kind, ENTRY_KINDS),
-        "from_at": (pa.array(from_at) if timed else _numbers(from_at)).cast(TIME),
+        "from_at": pa.array(from_at, mask=None if timed else from_at == NONE).cast(TIME),
         "to_at": pa.array(to_at).cast(TIME),
         "to_wh": narrow(to_wh) if read else _numbers(to_wh),
         "usage_wh": narrow(usage_wh),
@@ -212,18 +212,19 @@ def _entries(p: Partition) -> pa.RecordBatch:
 
 
 def _forecasts(p: Partition) -> pa.RecordBatch:
-    f = p.ledger.forecasts[: p.ledger.size[2]]
-    later = {name: np.where(f[name] == FOREVER, NONE, f[name]) for name in ("depletes_at", "earliest_at", "latest_at")}
+    rows = p.ledger.forecasts[: p.ledger.size[2]]
+    column = {name: np.ascontiguousarray(rows[name]) for name in FORECAST.names or ()}
     columns = {
-        "ordinal": pa.array(np.diff(f.ordinal, prepend=0)),
-        "n": pa.array(np.ascontiguousarray(f.n)),
-        "account_id": _names(np.ascontiguousarray(f.account), p.ids),
-        "forecast_at": _times(np.ascontiguousarray(f.forecast_at)),
-        "balance_tiyin": pa.array(np.ascontiguousarray(f.balance_tiyin)),
-        "usage_wh_per_day": _numbers(np.ascontiguousarray(f.usage_wh_per_day)),
-        **{name: _times(column) for name, column in later.items()},
+        "ordinal": pa.array(np.diff(column["ordinal"], prepend=0)),
+        "n": pa.array(column["n"]),
+        "account_id": _names(column["account"], p.ids),
+        "forecast_at": pa.array(column["forecast_at"]).cast(TIME),
+        "balance_tiyin": narrow(column["balance_tiyin"]),
+        "usage_wh_per_day": _numbers(column["usage_wh_per_day"]),
     }
-    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < len(f)})
+    for name in ("depletes_at", "earliest_at", "latest_at"):
+        columns[name] = pa.array(column[name], mask=column[name] == FOREVER).cast(TIME)
+    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < len(rows)})
 
 
 def _notices(p: Partition) -> list[tuple[Any, ...]]:
@@ -295,8 +296,3 @@ def narrow(column: NDArray[np.int64]) -> pa.Array:
 def _numbers(column: NDArray[np.int64]) -> pa.Array:
     absent = column == NONE
     return pa.array(column, mask=absent) if absent.any() else narrow(column)
-
-
-def _times(column: NDArray[np.int64]) -> pa.Array:
-    absent = column == NONE
-    return pa.array(column, mask=absent if absent.any() else None).cast(TIME)

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from accounting.compiled import row_type
+
 NONE = -(2**63)  # no such moment
 FOREVER = 2**63 - 1
 
@@ -19,7 +21,7 @@ ABSENT, ARRIVED, STARTED = 0, 1, 2
 # supply, numbered as accounting.records.SUPPLY_STATES
 CONNECTED, DISCONNECT_PENDING, DISCONNECTED, RECONNECT_PENDING, UNKNOWN = 0, 1, 2, 3, 4
 
-ACCOUNT = np.dtype(
+ACCOUNT = row_type(
     [
         # the last measured register, and what the next piece of usage counts on from
         ("last_at", "i8"),
@@ -95,7 +97,7 @@ ACCOUNT = np.dtype(
 )
 
 Account: TypeAlias = Any  # one row of ACCOUNT, its fields as attributes
-Accounts: TypeAlias = Any  # np.recarray of ACCOUNT
+Accounts: TypeAlias = Any  # rows of ACCOUNT
 
 GATES = ("", "delivered", "no_phone", "undeliverable", "expired", "rejected")
 
@@ -111,4 +113,4 @@ def new_accounts(count: int) -> Accounts:
     accounts["depletes_at"] = FOREVER
     accounts["watch_tiyin"] = FOREVER
     accounts["level_wh"] = -1.0
-    return accounts.view(np.recarray)
+    return accounts

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, US_PER_DAY
-from accounting.compiled import compiled, rule, untracked
+from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.forecast import forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
 from accounting.ledger import Ledger, hold_ledger, take_count
 from accounting.records import NOTICE_KINDS
@@ -42,7 +42,7 @@ NO_PHONE = GATES.index("no_phone")
 PAY_FOR_DAYS = 30  # a low-credit notice asks for the debt and so many days of use
 
 # accounting.policies.Rules for compiled code; NONE where there is none.
-RULES = np.dtype(
+RULES = row_type(
     [
         ("window_until", "i8"),
         ("quiet_until", "i8"),

@@ -16,25 +16,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from accounting.compiled import compiled, rule, untracked
+from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.exact import INT64_MAX
 
 ALWAYS = -(2**62)  # before every moment
 Block = tuple[int | None, int]  # (upper limit in kWh or None, price in tiyin per kWh)
 
 
-SPAN = np.dtype([("first", "i8"), ("end", "i8")])
-SEGMENT = np.dtype([("from_at", "i8"), ("price", "i4"), ("tariff", "i4"), ("cut", "u1")])
-BLOCK = np.dtype([("limit_wh", "i8"), ("rate", "i8")])
+SPAN = row_type([("first", "i8"), ("end", "i8")])
+SEGMENT = row_type([("from_at", "i8"), ("price", "i4"), ("tariff", "i4"), ("cut", "u1")])
+BLOCK = row_type([("limit_wh", "i8"), ("rate", "i8")])
 
 
 class Book(NamedTuple):
     """Schedules, prices and blocks as rows. A schedule is a span of segments, a price a span of blocks."""
 
-    schedules: Any  # np.recarray of SPAN
-    segments: Any  # np.recarray of SEGMENT
-    prices: Any  # np.recarray of SPAN
-    blocks: Any  # np.recarray of BLOCK
+    schedules: Any  # rows of SPAN
+    segments: Any  # rows of SEGMENT
+    prices: Any  # rows of SPAN
+    blocks: Any  # rows of BLOCK
 
 
 @rule
@@ -196,4 +196,4 @@ class TariffBook:
                 blocks.append((limit, rate))
             spans.append((first, len(blocks)))
         rows = ((self._spans, SPAN), (self._segments, SEGMENT), (spans, SPAN), (blocks, BLOCK))
-        return Book(*(np.array(values, kind).view(np.recarray) for values, kind in rows))
+        return Book(*(np.array(values, kind) for values, kind in rows))
