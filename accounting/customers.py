@@ -71,7 +71,7 @@ def apply_account(p: Partition, given: Record) -> None:
     if record["closed_at"] is not None:
         close_account(p, i, record)
     report_incidents(p, incidents, None)
-    now = p.now("account", record)
+    now = p.moment_of("account", record)
     if _release_waiting(p, i):
         review_after_credit(p, i, now)
     else:
@@ -243,7 +243,7 @@ def apply_exchange(p: Partition, given: Record) -> None:
     s.gap_from_at = s.gap_to_at = NONE
     s.mark = -1
     s.late_limit_at = at
-    now = p.now("meter_exchange", record)
+    now = p.moment_of("meter_exchange", record)
     if record["new_meter_id"] != record["old_meter_id"]:
         _change_meter(p, i, record["new_meter_id"], now)
     p.wake_at[i] = NONE

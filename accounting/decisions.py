@@ -196,7 +196,7 @@ def apply_acknowledgement(p: Partition, record: Record) -> None:
         p.refuse("acknowledgement", record, "unknown_command")
         return
     i, number = effect
-    s, at, now = p.accounts[i], record["acknowledged_at"], p.now("acknowledgement", record)
+    s, at, now = p.accounts[i], record["acknowledged_at"], p.moment_of("acknowledgement", record)
     current = number == (s.command_ordinal, s.command_n)
     pending = s.supply in (DISCONNECT_PENDING, RECONNECT_PENDING)
     if record["outcome"] not in ("opened", "closed"):
@@ -245,7 +245,7 @@ def apply_receipt(p: Partition, record: Record) -> None:
         p.ignore("receipt")
         return
     s.gate_at, s.gate = max(record["received_at"], s.noticed_at), GATES.index(status)
-    review(p, i, p.now("receipt", record))
+    review(p, i, p.moment_of("receipt", record))
 
 
 def apply_order(p: Partition, record: Record) -> None:
@@ -271,7 +271,7 @@ def apply_order(p: Partition, record: Record) -> None:
             p.refuse("order", record, "duplicate")
         return
     p.taken.setdefault(i, set()).add(text)
-    now = p.now("order", record)
+    now = p.moment_of("order", record)
     p.rules_now(now)
     action = record["action"]
     if action in ("hold", "release"):
@@ -303,7 +303,7 @@ def apply_policy(p: Partition, record: Record) -> None:
     p.rules_until = NONE
     if p.last_tick != NONE and p.count > 1:
         p.wake_at[: p.count] = NONE
-        review_all(p, p.now("policy", record), at_tick=False)
+        review_all(p, p.moment_of("policy", record), at_tick=False)
 
 
 def single_out(p: Partition, i: int) -> None:

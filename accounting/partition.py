@@ -179,7 +179,7 @@ class Partition:
             self.rules_from, self.rules_until = now, rules_hold_until(policies, now)
         return self.rules
 
-    def now(self, kind: str, record: Record) -> int:
+    def moment_of(self, kind: str, record: Record) -> int:
         """The moment at which a record's decisions are taken: its arrival, within the quarter after the last tick."""
         own = record.get(OWN_TIME[kind])
         arrival = record.get("received_at") or own or self.last_tick

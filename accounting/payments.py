@@ -25,7 +25,7 @@ def apply_payment(p: Partition, kind: str, record: Record) -> None:
         return
     outcome = credit(p, i, kind, record)
     if outcome == "settled":
-        review_after_credit(p, i, p.now(kind, record))
+        review_after_credit(p, i, p.moment_of(kind, record))
 
 
 def credit(p: Partition, i: int, kind: str, record: Record) -> str:

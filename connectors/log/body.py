@@ -33,7 +33,10 @@ KIND_NAMES = (*RECORDS, *EVENTS)
 KIND_NUMBER = {name: number for number, name in enumerate(KIND_NAMES)}
 _CODES = pa.dictionary(pa.int32(), pa.string())
 _PAIRS = pa.dictionary(pa.int32(), pa.struct([("meter_id", pa.string()), ("account_id", pa.string())]))
-_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=True)
+_ZSTD = pa.Codec("zstd", 1)
+_WRITE = {many: pa.ipc.IpcWriteOptions(compression=_ZSTD, use_threads=many) for many in (False, True)}
+_READ = {many: pa.ipc.IpcReadOptions(use_threads=many) for many in (False, True)}
+_WORTH_THREADS_ROWS, _WORTH_THREADS_BYTES = 4096, 1 << 16  # below, starting them costs more than it saves
 _HEAD = struct.Struct("<4sII")  # magic, kinds, runs
 _PART = struct.Struct("<BI")  # kind, bytes
 
@@ -79,7 +82,9 @@ def decode(body: bytes, kinds: Container[str] = KIND_NAMES) -> Body:
     for number, size in index:
         kind = KIND_NAMES[number]
         if kind in kinds:
-            batches[kind] = pa.ipc.open_stream(buffer.slice(at, size)).read_next_batch()
+            batches[kind] = pa.ipc.open_stream(
+                buffer.slice(at, size), options=_READ[size >= _WORTH_THREADS_BYTES]
+            ).read_next_batch()
         at += size
     return Body(runs_kind, runs_count, batches)
 
@@ -110,7 +115,7 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _write(batch: pa.RecordBatch) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_OPTIONS) as writer:
+    with pa.ipc.new_stream(sink, batch.schema, options=_WRITE[batch.num_rows >= _WORTH_THREADS_ROWS]) as writer:
         writer.write_batch(batch)
     return sink.getvalue()
 
@@ -131,7 +136,7 @@ def pack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
         array = batch.column(name)
         if kind == "reading" and name in ("meter_id", "account_id"):
             continue
-        if array.null_count == len(array):
+        if array.null_count == len(array) and (kind, name) != ("entry", "from_wh"):  # left out, that one means more
             continue
         if name == "ordinal":
             array = pa.array(np.diff(array.to_numpy(), prepend=0))
@@ -158,7 +163,7 @@ def unpack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     if kind in EVENTS:
         columns["ordinal"] = pa.array(np.cumsum(given["ordinal"].to_numpy(), dtype=np.int64))
         columns["n"] = given["n"]
-    if kind == "entry" and "from_wh" not in given and "from_at" in given:
+    if kind == "entry" and "from_wh" not in given and {"from_at", "to_wh", "usage_wh"} <= given.keys():
         from_wh = pc.subtract(given["to_wh"].cast(pa.int64()), given["usage_wh"].cast(pa.int64()))
         given["from_wh"] = pc.if_else(given["from_at"].is_valid(), from_wh, None)
     for field in schema:
