@@ -1,0 +1,58 @@
+"""Reading the published database: opened read-only, from any process, while loads and publishing go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from warehouse.errors import WarehouseError, first_line
+from warehouse.load import lake_of
+
+if TYPE_CHECKING:
+    from connectors.home import Home
+
+
+class NotPublishedError(WarehouseError):
+    """There is no published database to read."""
+
+
+class QueryError(WarehouseError):
+    """The SQL is wrong: the caller's to mend."""
+
+
+def open_published(home: Home) -> duckdb.DuckDBPyConnection:
+    """The published database, for reading. Its times are shown in UTC; `tashkent(t)` gives the local ones."""
+    if not home.published.is_file():
+        raise NotPublishedError(
+            f"Nothing is published on {home.path} yet. Load what there is: hisob --home {home.path} load"
+        )
+    try:
+        con = duckdb.connect(str(home.published), read_only=True)
+        con.execute("SET TimeZone = 'UTC'")
+        lake = lake_of(con)
+    except duckdb.Error as error:
+        raise WarehouseError(
+            f"{home.published} cannot be read: {first_line(error)} Publish it anew: hisob load"
+        ) from error
+    if lake != str(home.lake.absolute()):
+        con.close()
+        raise WarehouseError(
+            f"The home was moved since {home.published} was published: `hisob load` publishes it anew."
+        )
+    return con
+
+
+def run_query(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+    """Run somebody's SQL. Raises QueryError with what DuckDB says of it."""
+    try:
+        return con.execute(sql)
+    except duckdb.Error as error:
+        raise QueryError(str(error).rstrip()) from error
+
+
+def reconcile_balances(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The accounts whose balance and entries do not agree, recomputed over the whole ledger; none is right."""
+    found = con.execute("FROM main.reconciliation ORDER BY account_id")
+    names = [column[0] for column in found.description or []]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]

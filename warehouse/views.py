@@ -1,0 +1,165 @@
+"""The views and macros: what people query. Made anew by each load, in its transaction, over exactly the files of the manifest.
+
+Paths in them are absolute, so a copy of the database opens from any working directory; a home that was moved needs a load.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from accounting.records import EVENT_ID, KEY, RECORDS
+from warehouse.lake import lake_sql, live_files
+from warehouse.tables import (
+    EVERY_PARTITION,
+    LAKE,
+    LOGS,
+    VIEWS,
+    columns_of,
+    comment,
+    is_event,
+    literal,
+    log_of,
+    quoted,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import duckdb
+
+WITH_OFFSET = "[0-9]{2}:[0-9]{2}.*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+UTC_TEXT = f"""
+    CASE WHEN NOT regexp_matches(t::VARCHAR, '{WITH_OFFSET}') OR try_cast(t AS TIMESTAMPTZ) IS NULL THEN t::VARCHAR
+    ELSE replace(strftime(try_cast(t AS TIMESTAMPTZ) AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%f+00:00'), '.000000', '') END
+"""
+MACROS = {
+    "event_id(partition, ordinal, n)": (
+        "partition || '-' || ordinal || '-' || n",
+        "An event's id: the position that caused it and a count.",
+    ),
+    "utc_text(t)": (
+        UTC_TEXT,
+        "A moment as ISO 8601 in UTC, 2025-03-21T19:00:00+00:00; what is no moment stays as it is.",
+    ),
+    "tashkent(t)": ("t AT TIME ZONE 'Asia/Tashkent'", "A moment by the clocks of Tashkent, as TIMESTAMP."),
+    "soum(tiyin)": ("tiyin * 0.01::DECIMAL(3, 2)", "An amount in soum (100 tiyin), exact."),
+}
+KEY_DOC = "What tells the record from others of its kind: its columns joined by |, times in UTC."
+ID_DOC = "The event's id, partition-ordinal-n."
+
+
+def make_views(con: duckdb.DuckDBPyConnection, lake: Path, partitions: int, checked_load: int) -> None:
+    """Make all macros and views anew. `checked_load`: the load up to which all has passed the expectations already."""
+    for signature, (sql, doc) in MACROS.items():
+        con.execute(f"CREATE OR REPLACE MACRO {signature} AS {sql}")
+        con.execute(f"COMMENT ON MACRO {signature.partition('(')[0]} IS {literal(doc)}")
+    for kind in LAKE:
+        columns, doc = columns_of(kind), VIEWS[kind][1]
+        sql = lake_sql(lake, live_files(con, kind), columns)
+        make_view(con, f"{log_of(kind)}.{quoted(kind)}", sql, f"{doc} As they lie in the log.", columns)
+        sql = lake_sql(lake, live_files(con, kind, after_load=checked_load), columns)
+        make_view(con, f"load.new_{kind}", sql, f"{doc} Only those not checked by an earlier load.", columns)
+    for kind, (name, doc) in VIEWS.items():
+        make_view(con, f"main.{name}", view_sql(kind, partitions), doc, view_columns(kind))
+    make_view(
+        con,
+        "main.positions",
+        POSITIONS,
+        "How far this database has come in each partition of the logs.",
+        POSITIONS_COLUMNS,
+    )
+    make_view(con, "main.reconciliation", reconcile_sql(), RECONCILIATION_DOC, RECONCILIATION_COLUMNS)
+    con.execute(f"CREATE OR REPLACE MACRO cause_of(id) AS TABLE {cause_sql()}")
+    con.execute(f"COMMENT ON MACRO TABLE cause_of IS {literal(CAUSE_DOC)}")
+
+
+def make_view(
+    con: duckdb.DuckDBPyConnection, name: str, sql: str, doc: str, columns: list[tuple[str, str, str]]
+) -> None:
+    """One view with its comments."""
+    con.execute(f"CREATE OR REPLACE VIEW {name} AS {sql}")
+    comment(con, "VIEW", name, doc, {column: text for column, _, text in columns})
+
+
+def view_columns(kind: str) -> list[tuple[str, str, str]]:
+    """The columns people see: what tells the event or record first, then the contract's, its position last."""
+    columns = columns_of(kind)
+    position = 3 if is_event(kind) else 2
+    shown = columns[position:] + columns[:position]
+    if kind in ("refused", "held"):
+        shown.insert(2, ("key", "VARCHAR", KEY_DOC))
+    if kind in EVENT_ID:
+        shown.insert(0, (EVENT_ID[kind], "VARCHAR", ID_DOC))
+    return shown
+
+
+def view_sql(kind: str, partitions: int) -> str:
+    """The query behind the view of a kind."""
+    own = {c.name: quoted(c.name) for c in LOGS[log_of(kind)][kind]}
+    own |= {
+        c.name: f"try_cast({quoted(c.name)} AS JSON) AS {quoted(c.name)}"
+        for c in LOGS[log_of(kind)][kind]
+        if c.type == "json"
+    }
+    expressions = {name: own.get(name, quoted(name)) for name, _, _ in view_columns(kind)}
+    if kind in EVENT_ID:
+        expressions[EVENT_ID[kind]] = f"event_id(partition, ordinal, n) AS {EVENT_ID[kind]}"
+    if kind in ("refused", "held"):
+        expressions["key"] = f'{key_sql()} AS "key"'
+    sql = f"SELECT {', '.join(expressions.values())} FROM {log_of(kind)}.{quoted(kind)}"
+    if kind in EVERY_PARTITION:
+        sql += f" WHERE partition = {partitions - 1}"
+    if kind == "held":
+        sql += " WHERE event_id(partition, ordinal, n) NOT IN (SELECT held_id FROM events.released WHERE held_id IS NOT NULL)"
+    return sql
+
+
+def key_sql() -> str:
+    """The expression that makes the key of a refused or held record from its JSON."""
+    cases = []
+    for kind, names in KEY.items():
+        times = {c.name for c in RECORDS[kind] if c.type == "time"}
+        parts = (f"record ->> '{name}'" for name in names)
+        texts = (f"utc_text({part})" if name in times else part for name, part in zip(names, parts, strict=True))
+        cases.append(f"WHEN '{kind}' THEN concat_ws('|', {', '.join(f'({text})' for text in texts)})")
+    return f"CASE WHEN json_valid(record) THEN CASE record_kind {' '.join(cases)} END END"
+
+
+CAUSE_DOC = "The journal's record that caused an event, by the event's id, whole: FROM cause_of('3-1200-0')."
+
+
+def cause_sql() -> str:
+    """The query that finds a record of the journal by an event's id."""
+    at = "partition = split_part(id, '-', 1)::INTEGER AND ordinal = split_part(id, '-', 2)::BIGINT"
+    kinds = (
+        f"SELECT '{kind}' AS kind, to_json(r) AS record FROM journal.{quoted(kind)} r WHERE {at}" for kind in RECORDS
+    )
+    return " UNION ALL ".join(kinds)
+
+
+POSITIONS = (
+    "SELECT log, partition, max(end_position) AS position, max(load) AS load FROM load.progress GROUP BY log, partition"
+)
+POSITIONS_COLUMNS = [
+    ("log", "VARCHAR", "`journal` or `events`."),
+    ("partition", "INTEGER", "Partition of the log."),
+    ("position", "BIGINT", "The position after the last record taken in."),
+    ("load", "INTEGER", "The load that took it in."),
+]
+RECONCILIATION_DOC = (
+    "Every balance recomputed from the whole ledger: a row an account where something does not agree. Empty is right."
+)
+RECONCILIATION_COLUMNS = [
+    ("account_id", "VARCHAR", "The account."),
+    ("balance_tiyin", "BIGINT", "Its balance in `balances` (tiyin)."),
+    ("recomputed_tiyin", "BIGINT", "The sum of its entries (tiyin)."),
+    ("usage_wh", "BIGINT", "Its usage in `balances` (Wh)."),
+    ("recomputed_wh", "BIGINT", "The sum of its entries' usage (Wh)."),
+    ("broken_links", "BIGINT", "Entries whose balance is not the balance before plus their amount."),
+]
+
+
+def reconcile_sql() -> str:
+    """The query that recomputes every balance; it stands in a file of its own, to be read and run by anybody."""
+    return files("warehouse").joinpath("reconcile.sql").read_text(encoding="utf-8")
