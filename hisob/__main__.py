@@ -1,0 +1,5 @@
+"""`python -m hisob` is `hisob`."""
+
+from hisob.cli import main
+
+main()

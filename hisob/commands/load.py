@@ -1,0 +1,43 @@
+"""`hisob load`: both logs into DuckDB, checked and published for audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import typer
+
+from hisob.commands import AsJson, home_of
+
+
+def load(context: typer.Context, as_json: AsJson = False) -> None:
+    """The Prefect load, once, now, with no server; publishes the audit database. Twice in a row adds nothing."""
+    home, _ = home_of(context)
+    prefect_home = home.scratch / "prefect"
+    prefect_home.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(prefect_home))
+    from flows.load_history import load_history
+
+    began = time.monotonic()
+    outcome = load_history.fn(str(home.path))
+    outcome["seconds"] = round(time.monotonic() - began, 3)
+    if as_json:
+        print(json.dumps(outcome, default=str))
+    else:
+        say(outcome)
+
+
+def say(outcome: dict[str, Any]) -> None:
+    """What came of the load, for people."""
+    if outcome["records"]:
+        rows = ", ".join(f"{count:,} {kind}" for kind, count in sorted(outcome["rows"].items(), key=lambda r: -r[1]))
+        print(f"Load {outcome['load']}: {outcome['records']:,} records in {outcome['seconds']:.1f} s ({rows}).")
+    else:
+        print("Nothing new to load.")
+    for warning in outcome["warnings"]:
+        print(f"Warning, {warning['name']}: {warning['broken']} ({warning['meaning']}); first {warning['rows'][0]}")
+    print(f"{'Published' if outcome['new'] else 'Published already'}: {outcome['published']}")
+    if outcome["waiting"]:
+        print(f"{outcome['waiting']:,} records of the journal are not settled yet, so not loaded: hisob settle --drain")
