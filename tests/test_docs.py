@@ -1,0 +1,32 @@
+"""The documents say what the code does: every command, every column, every reason."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from accounting.bill import REASONS
+from connectors.files import check
+from hisob.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_records_page_is_up_to_date() -> None:
+    spec = spec_from_file_location("make_records", ROOT / "docs" / "make_records.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "records.md").read_text() == module.page(), "run: python docs/make_records.py"
+
+
+def test_readme_covers_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in COMMANDS if f"`hisob {name}" not in readme] == []
+
+
+def test_every_reason_is_one_line_of_the_table() -> None:
+    table = (ROOT / "docs" / "refused.md").read_text()
+    named = set(re.findall(r"`(\w+)`", table))
+    assert {reason for reason in (*REASONS, *check.REASONS) if reason} <= named
