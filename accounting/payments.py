@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from accounting.decisions import review_after_credit
+from accounting.decisions import review, review_after_credit
 from accounting.ledger import ADJUSTMENT, NO_BASIS, PAYMENT, REVERSAL, post
 from accounting.partition import REMEMBERED_US, Partition, Payment, Record, digest
 from accounting.records import OWN_TIME
@@ -23,9 +23,13 @@ def apply_payment(p: Partition, kind: str, record: Record) -> None:
         ordinal, n = p.hold(kind, record, "unknown_account")
         p.waiting.setdefault(record["account_id"], []).append((ordinal, n, kind, record))
         return
-    outcome = credit(p, i, kind, record)
-    if outcome == "settled":
-        review_after_credit(p, i, p.moment_of(kind, record))
+    if credit(p, i, kind, record) == "settled":
+        (review_after_credit if is_credit(record) else review)(p, i, p.moment_of(kind, record))
+
+
+def is_credit(record: Record) -> bool:
+    """Whether it lifts the balance: no reversal, and no adjustment against the customer."""
+    return record.get("reverses") is None and int(record["amount_tiyin"]) > 0
 
 
 def credit(p: Partition, i: int, kind: str, record: Record) -> str:
