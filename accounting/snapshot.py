@@ -27,6 +27,9 @@ VERSION = 1
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)
+_FINGERPRINT = sum(
+    ord(ch) * (k + 1) for k, ch in enumerate(str(ACCOUNT.descr))
+)  # changes whenever a column of ACCOUNT does
 
 
 class UnknownSnapshotError(ValueError):
@@ -50,7 +53,7 @@ def snapshot(p: Partition) -> bytes:
         _ipc(_payments(p)),
         json.dumps(_side_tables(p), separators=(",", ":")).encode(),
     ]
-    parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, VERSION, len(sections), _fingerprint())]
+    parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, VERSION, len(sections), _FINGERPRINT)]
     for section in sections:
         packed = _CODEC.compress(section)
         parts += [struct.pack("<QQ", len(section), packed.size), memoryview(packed)]
@@ -60,7 +63,7 @@ def snapshot(p: Partition) -> bytes:
 def restore(data: bytes) -> Partition:
     """The state that `snapshot` was given. Raises UnknownSnapshotError for bytes of another version."""
     magic, version, count, fingerprint = _HEAD.unpack_from(data, 0)
-    if (magic, version, fingerprint) != (_MAGIC, VERSION, _fingerprint()):
+    if (magic, version, fingerprint) != (_MAGIC, VERSION, _FINGERPRINT):
         msg = f"a snapshot of version {version}, where {VERSION} is known"
         raise UnknownSnapshotError(msg)
     at, sections = _HEAD.size, []
@@ -92,11 +95,6 @@ def restore(data: bytes) -> Partition:
 
 
 @cache
-def _fingerprint() -> int:
-    """Changes whenever a column of ACCOUNT does."""
-    return sum(ord(ch) * (k + 1) for k, ch in enumerate(str(ACCOUNT.descr))) % 2**63
-
-
 def _ipc(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
