@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import asdict
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +93,6 @@ def restore(data: bytes) -> Partition:
     return p
 
 
-@cache
 def _ipc(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -104,7 +104,7 @@ def forks() -> multiprocessing.context.ForkServerContext:
 
 def start(work: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProcess:
     """A process that does this work."""
-    process = forks().Process(target=work, args=arguments, kwargs=named)
+    process = forks().Process(target=work, args=arguments, kwargs=named, daemon=True)
     process.start()
     return process
 
