@@ -19,7 +19,7 @@ from accounting.bill import (
 )
 from accounting.calendar import QUARTER_US, day_start
 from accounting.compiled import compiled
-from accounting.decisions import review, review_after_credit, set_supply
+from accounting.decisions import review, review_after_credit, set_supply, write_notices
 from accounting.ledger import NO_BASIS, OPENING, post
 from accounting.partition import Partition, Record, digest, reason_text
 from accounting.payments import credit, is_credit
@@ -144,7 +144,9 @@ def change_account(p: Partition, i: int, record: Record) -> None:
     s.max_power_w = min(record["max_power_w"], MOST_POWER_W)
     s.emergency_credit_tiyin = record["emergency_credit_tiyin"]
     s.protected = record["supply_class"] == "protected"
-    p.phones[i], p.languages[i] = record["phone"], record["language"]
+    if (p.phones[i], p.languages[i]) != (record["phone"], record["language"]):
+        write_notices(p)  # what was decided before goes where it was meant to
+        p.phones[i], p.languages[i] = record["phone"], record["language"]
     s.reachable = record["phone"] is not None
     named = any(policy.scope == f"account:{p.ids[i]}" for policy in p.policies.values())
     s.place = p.place_code(Place(record["district"], record["feeder"], p.ids[i] if named else None))

@@ -14,9 +14,10 @@ import numpy as np
 
 from accounting.calendar import US_PER_DAY
 from accounting.forecast import forecast_depletion, write_forecast
+from accounting.notices import notice_text
 from accounting.partition import Partition, Record, record_text, time_text
 from accounting.policies import Place, Policy, check_policy
-from accounting.records import ORDER_CAUSES, SUPPLY_STATES, parse_id
+from accounting.records import NOTICE_KINDS, ORDER_CAUSES, SUPPLY_STATES, parse_id
 from accounting.state import (
     ABSENT,
     CONNECTED,
@@ -108,14 +109,29 @@ def carry_out(p: Partition, i: int, due: int, now: int) -> None:
 def remember_notices(p: Partition, first: int) -> None:
     """Remember whose the notices from `first` on are, for their receipts."""
     for notice in p.ledger.notices[first : p.ledger.size[3]].tolist():
-        p.effects[notice[0], notice[1]] = (notice[2], notice[4])
+        p.effects[notice[0], notice[1]] = (notice[2], notice[4], -1)
+
+
+def write_notices(p: Partition) -> None:
+    """Make the ledger's notices into events, in the language and to the phone that the accounts have now."""
+    rows = p.ledger.notices[: p.ledger.size[3]].tolist()
+    p.ledger.size[3] = 0
+    for o, n, i, kind, at, send_after, balance, pay, depletes_at, episode in rows:
+        language, name = p.languages[i] or "uz-Latn", NOTICE_KINDS[kind]
+        depletes = None if depletes_at == FOREVER else depletes_at
+        text = notice_text(name, language, p.ids[i], balance, depletes, pay)
+        p.events.setdefault("notice", []).append(
+            (o, n, p.ids[i], at, send_after, name, p.phones[i], language, text, depletes, episode)
+        )
 
 
 def tell(p: Partition, i: int, kind: int, now: int, pay_tiyin: int) -> None:
     """One notice to the account, other than for low credit."""
     notices = int(p.ledger.size[3])
     p.reserve(16, 16, 16, 16)
-    s = p.accounts[i]
+    s, book = p.accounts[i], p.book.arrays()
+    s.depletes_at = forecast_depletion(s, book, 1.0)
+    write_forecast(s, i, book, p.ledger, now)
     send_notice(s, i, p.rules[s.place], p.ledger, now, kind, pay_tiyin)
     remember_notices(p, notices)
 
@@ -143,7 +159,8 @@ def command(p: Partition, i: int, action: str, now: int) -> None:
     made = p.emit("command", p.ids[i], meter, now, expires_at, action, cause, int(s.sequence), supersedes, text)
     s.command_ordinal, s.command_n = made
     s.command_expires_at = expires_at
-    p.effects[made] = (i, now)
+    s.owed = not off
+    p.effects[made] = (i, now, int(s.meter))
     set_supply(p, i, DISCONNECT_PENDING if off else RECONNECT_PENDING, now, cause)
 
 
@@ -192,11 +209,15 @@ def set_supply(p: Partition, i: int, state: int, now: int, cause: str) -> None:
 def apply_acknowledgement(p: Partition, record: Record) -> None:
     """A readback of the switch: the only thing that proves a supply state."""
     effect = _effect_of(p, record["command_id"])
-    if effect is None:
+    if effect is None or effect[2] < 0:
         p.refuse("acknowledgement", record, "unknown_command")
         return
-    i, number = effect
-    s, at, now = p.accounts[i], record["acknowledged_at"], p.moment_of("acknowledgement", record)
+    i, number, meter = effect
+    s, now = p.accounts[i], p.moment_of("acknowledgement", record)
+    if meter != s.meter:  # it tells of a switch that is not this account's any more
+        p.ignore("acknowledgement")
+        return
+    at = min(record["acknowledged_at"], now)  # a clock that is ahead must not make what comes later look stale
     current = number == (s.command_ordinal, s.command_n)
     pending = s.supply in (DISCONNECT_PENDING, RECONNECT_PENDING)
     if record["outcome"] not in ("opened", "closed"):
@@ -221,6 +242,8 @@ def _prove(p: Partition, i: int, state: int, now: int) -> None:
         return
     set_supply(p, i, state, now, CAUSES[s.command_cause])
     p.rules_now(now)
+    if state == CONNECTED:
+        s.owed = 0
     if state == DISCONNECTED and not s.told_off:
         s.told_off = 1
         tell(p, i, TOLD_OFF, now, p.rules_list[s.place].reconnect_tiyin)
@@ -235,10 +258,10 @@ def _prove(p: Partition, i: int, state: int, now: int) -> None:
 def apply_receipt(p: Partition, record: Record) -> None:
     """What became of an SMS. The first word that it arrived, or that it never will, opens the way to a cut."""
     effect = _effect_of(p, record["notice_id"])
-    if effect is None:
+    if effect is None or effect[2] >= 0:
         p.refuse("receipt", record, "unknown_notice")
         return
-    i, number = effect
+    i, number, _ = effect
     s = p.accounts[i]
     status = record["status"]
     if status not in GATES or number != (s.notice_ordinal, s.notice_n) or s.gate_at != NONE:
@@ -281,7 +304,9 @@ def apply_order(p: Partition, record: Record) -> None:
         p.wake_at[i] = NONE
     else:
         s.ordered_off = 0
-        if s.supply in (DISCONNECT_PENDING, DISCONNECTED, UNKNOWN):
+        if s.supply != RECONNECT_PENDING:
+            if s.supply == CONNECTED:  # as far as we know; who orders it knows better, and the switch is asked
+                set_supply(p, i, UNKNOWN, now, record["cause"])
             s.command_cause = 1 + ORDER_CAUSES.index(record["cause"])
     review(p, i, now)
 
@@ -319,11 +344,11 @@ def forget_effects(p: Partition) -> None:
     p.effects = {number: e for number, e in p.effects.items() if e[1] >= oldest or number in current}
 
 
-def _effect_of(p: Partition, text: str) -> tuple[int, tuple[int, int]] | None:
-    """The account, and (ordinal, n), of a command's or notice's id; None if there is no such one here."""
+def _effect_of(p: Partition, text: str) -> tuple[int, tuple[int, int], int] | None:
+    """The account, (ordinal, n) and meter of a command's or notice's id (a notice's meter is −1); None: no such one here."""
     try:
         partition, ordinal, n = parse_id(text)
     except ValueError:
         return None
     effect = p.effects.get((ordinal, n)) if partition == p.number else None
-    return (effect[0], (ordinal, n)) if effect else None
+    return (effect[0], (ordinal, n), effect[2]) if effect else None

@@ -35,6 +35,8 @@ def beyond_power(usage_wh: int, power_w: int, duration_us: int) -> bool:
     """Whether usage · 3,600,000,000 > power · duration: more than that power could draw in the time."""
     if usage_wh < 2**31 and power_w < 2**22 and duration_us < 2**40:
         return usage_wh * US_PER_HOUR > power_w * duration_us
-    if power_w > INT64_MAX // (duration_us // US_PER_HOUR + 1):
+    hours = duration_us // US_PER_HOUR
+    if hours > 0 and power_w > INT64_MAX // hours:
         return False
-    return usage_wh > multiply_divide(power_w, duration_us, US_PER_HOUR)
+    rest_wh = multiply_divide(power_w, duration_us % US_PER_HOUR, US_PER_HOUR)
+    return power_w * hours <= INT64_MAX - rest_wh and usage_wh > power_w * hours + rest_wh

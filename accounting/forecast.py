@@ -105,7 +105,7 @@ def deplete(s: Account, book: Book, rate_wh: float, from_at: int, month_wh: int,
         used_wh = int(rate_wh * ((until - at) / US_PER_DAY))
         charge = cost(book, price, month_wh + used_wh) - cost(book, price, month_wh)
         if charge >= credit_tiyin:
-            pays_wh = affordable_wh(book, price, month_wh, credit_tiyin)
+            pays_wh = min(affordable_wh(book, price, month_wh, credit_tiyin), used_wh)
             return min(at + int(pays_wh / rate_wh * US_PER_DAY), until)
         credit_tiyin -= charge
         at, month_wh = until, (0 if until == month_end else month_wh + used_wh)

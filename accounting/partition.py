@@ -95,7 +95,9 @@ class Partition:
     commands: dict[str, int] = field(
         default_factory=dict
     )  # sequence by "account meter", where more than one meter had some
-    effects: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # notices, commands: account, moment
+    effects: dict[tuple[int, int], tuple[int, int, int]] = field(
+        default_factory=dict
+    )  # notices, commands: account, moment, and a command's meter (of a notice −1)
     last_tick: int = NONE
     last_day: int = NONE
     ignored: dict[str, int] = field(default_factory=dict)
@@ -162,13 +164,15 @@ class Partition:
     # rules of places
 
     def rules_now(self, now: int) -> Any:
-        """The rules of every place at a moment, for compiled code; wakes every account when a threshold changes."""
+        """The rules of every place at a moment, for compiled code; wakes every account when a threshold changes, and
+        after a restore, for a snapshot does not say which thresholds held.
+        """
         if not (self.rules_from <= now < self.rules_until):
             policies = list(self.policies.values())
             before = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
             self.rules_list = [rules_at(policies, place, now) for place in self.places]
             after = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
-            if before != after[: len(before)]:
+            if not before or before != after[: len(before)]:
                 self.wake_at[: self.count] = NONE
             rows = np.zeros(len(self.places), RULES)
             for row, r in zip(rows, self.rules_list, strict=True):

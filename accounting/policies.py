@@ -108,6 +108,8 @@ def rules_at(policies: list[Policy], place: Place, at: int) -> Rules:
     thresholds, threshold_ids = _thresholds(policies, place, at)
     forbidding = _forbidding(policies, place, at)
     window_until = _span_end(window, at, days=True) if window else None
+    if window_until is not None:  # a command must not outlive the start of a moratorium that is known by now
+        window_until = min([window_until, *_moratoria_from(policies, place, at)])
     quiet_until = _span_end(quiet, at) if quiet else None
     quiet_from = quiet_next_until = None
     if quiet and quiet_until is None:
@@ -166,6 +168,10 @@ def _forbidding(policies: list[Policy], place: Place, at: int) -> Policy | None:
             if p.starts_at < to_at and ends_at > from_at:
                 return p
     return None
+
+
+def _moratoria_from(policies: list[Policy], place: Place, at: int) -> list[int]:
+    return [p.starts_at for p in policies if p.kind == "moratorium" and p.starts_at > at and p.covers(place)]
 
 
 def _minutes(text: str) -> int:

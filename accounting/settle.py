@@ -21,13 +21,13 @@ from accounting.decisions import (
     apply_receipt,
     forget_effects,
     review_all,
+    write_notices,
 )
 from accounting.ledger import FORECAST, new_ledger
-from accounting.notices import notice_text
 from accounting.partition import Partition, Record
 from accounting.payments import apply_payment, forget_payments
 from accounting.readings import apply_readings, hold_unrouted, open_readings, resolve
-from accounting.records import BASES, ENTRY_KINDS, EVENT_SCHEMAS, EVENTS, NOTICE_KINDS, RECORD_SCHEMAS, TIME
+from accounting.records import BASES, ENTRY_KINDS, EVENT_SCHEMAS, EVENTS, RECORD_SCHEMAS, TIME
 from accounting.state import FOREVER, NONE
 from accounting.supply import begin_day
 
@@ -145,8 +145,7 @@ def take_events(p: Partition) -> dict[str, pa.RecordBatch]:
         events["entry"] = _entries(p)
     if ledger.size[2]:
         events["forecast"] = _forecasts(p)
-    if ledger.size[3]:
-        p.events["notice"] = _notices(p)
+    write_notices(p)
     for kind in EVENTS:
         if p.events.get(kind):
             events[kind] = _rows(kind, p.events[kind])
@@ -225,18 +224,6 @@ def _forecasts(p: Partition) -> pa.RecordBatch:
     for name in ("depletes_at", "earliest_at", "latest_at"):
         columns[name] = pa.array(column[name], mask=column[name] == FOREVER).cast(TIME)
     return pa.record_batch({name: c for name, c in columns.items() if c.null_count < len(rows)})
-
-
-def _notices(p: Partition) -> list[tuple[Any, ...]]:
-    rows = []
-    for o, n, i, kind, at, send_after, balance, pay, depletes_at, episode in p.ledger.notices[
-        : p.ledger.size[3]
-    ].tolist():
-        language, name = p.languages[i] or "uz-Latn", NOTICE_KINDS[kind]
-        depletes = None if depletes_at == FOREVER else depletes_at
-        text = notice_text(name, language, p.ids[i], balance, depletes, pay)
-        rows.append((o, n, p.ids[i], at, send_after, name, p.phones[i], language, text, depletes, episode))
-    return rows
 
 
 def _rows(kind: str, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:

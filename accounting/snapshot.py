@@ -160,4 +160,4 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
     p.policies = {values[0]: Policy(*values) for values in side["policies"]}
     p.places = [Place(*values) for values in side["places"]]
     p.place_index = {place: i for i, place in enumerate(p.places)}
-    p.effects = {(ordinal, n): (i, at) for ordinal, n, i, at in side["effects"]}
+    p.effects = {(ordinal, n): (i, at, meter) for ordinal, n, i, at, meter in side["effects"]}

@@ -93,6 +93,7 @@ ACCOUNT = row_type(
         ("told_off", "u1"),  # the customer was told that the supply is off
         ("version_digest", "i8"),  # of the first version taken
         ("gate", "u1"),  # how the gate was passed: a number of GATES
+        ("owed", "u1"),  # a reconnection was asked for, and the supply has not been read back closed since
     ]
 )
 

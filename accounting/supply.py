@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accounting.calendar import QUARTER_US, US_PER_DAY
+from accounting.calendar import QUARTER_US, US_PER_DAY, US_PER_HOUR
 from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.forecast import forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
 from accounting.ledger import Ledger, hold_ledger, take_count
@@ -39,6 +39,7 @@ NOTHING, NOTICE, DISCONNECT, RECONNECT, EXPIRED = 0, 1, 2, 4, 8
 
 LOW_CREDIT, TOLD_OFF, TOLD_ON = (NOTICE_KINDS.index(kind) for kind in ("low_credit", "disconnected", "reconnected"))
 NO_PHONE = GATES.index("no_phone")
+LOOK_AHEAD_US = US_PER_DAY + US_PER_HOUR  # quiet hours are at most a day long, and a forecast is good to the Wh
 PAY_FOR_DAYS = 30  # a low-credit notice asks for the debt and so many days of use
 
 # accounting.policies.Rules for compiled code; NONE where there is none.
@@ -69,6 +70,7 @@ def may_cut_for_credit(s: Account, rules: Any, now: int) -> bool:
     return (
         s.phase == STARTED
         and measured_balance(s) + s.emergency_credit_tiyin < 0
+        and measured_balance(s) < rules.reconnect_tiyin  # or it would be given back at once
         and now - s.last_at <= rules.max_reading_age_us
         and s.notice_ordinal >= 0
         and s.gate_at != NONE
@@ -91,16 +93,18 @@ def may_cut_for_order(s: Account, rules: Any, safety_cause: int) -> bool:
 
 
 @compiled
-def ends_cut(s: Account, rules: Any) -> bool:
+def ends_cut(s: Account, supply: int, rules: Any, safety_cause: int) -> bool:
     """Whether a supply that is off, or may be, should be on (promise 4)."""
+    if s.closing:  # no cut for this account's debt outlives it: the meter goes on to whoever comes next
+        return s.ordered_off == 0
+    pending = supply == DISCONNECT_PENDING  # not proven to be off yet: void it as soon as it may not be asked for
+    barred = rules.window_until == NONE or rules.forbidden != 0 or s.protected != 0 or s.hold != 0
     if s.ordered_off != 0:
-        return False
+        return pending and barred and safety_cause not in (s.command_cause, s.ordered_off)
     balance = measured_balance(s)
-    if s.command_cause != 0 or balance >= rules.reconnect_tiyin or s.protected:
+    if s.command_cause != 0 or s.owed != 0 or s.protected != 0 or balance >= rules.reconnect_tiyin:
         return True
-    if s.supply == DISCONNECT_PENDING:  # not proven to be off yet: void it as soon as it may not be asked for
-        return balance + s.emergency_credit_tiyin >= 0 or s.hold != 0 or rules.forbidden != 0
-    return False
+    return pending and (barred or balance + s.emergency_credit_tiyin >= 0)
 
 
 @compiled
@@ -109,10 +113,10 @@ def decide_supply(s: Account, rules: Any, now: int, at_tick: bool, safety_cause:
     due, supply = NOTHING, s.supply
     if supply in (DISCONNECT_PENDING, RECONNECT_PENDING) and now >= s.command_expires_at:
         due, supply = EXPIRED, UNKNOWN
+    if supply in (DISCONNECT_PENDING, DISCONNECTED, UNKNOWN) and ends_cut(s, supply, rules, safety_cause):
+        return due | RECONNECT
     if s.closing:
         return due
-    if supply in (DISCONNECT_PENDING, DISCONNECTED, UNKNOWN) and ends_cut(s, rules):
-        return due | RECONNECT
     if supply in (CONNECTED, UNKNOWN, RECONNECT_PENDING):
         by_order = may_cut_for_order(s, rules, safety_cause) and (at_tick or s.ordered_off == safety_cause)
         if by_order or (at_tick and supply != RECONNECT_PENDING and may_cut_for_credit(s, rules, now)):
@@ -168,7 +172,7 @@ def next_look(s: Account, rules: Any, due: int) -> int:
     if s.notice_ordinal >= 0 or due == NOTICE:
         s.pace_rate = np.inf  # told already: only the balance is watched
         return FOREVER
-    return FOREVER if s.depletes_at == FOREVER else s.depletes_at - rules.notice_us - US_PER_DAY
+    return FOREVER if s.depletes_at == FOREVER else s.depletes_at - rules.notice_us - LOOK_AHEAD_US
 
 
 @compiled
