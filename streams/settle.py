@@ -51,7 +51,7 @@ from connectors.log.sqlite import open_log
 from streams import cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
@@ -156,6 +156,10 @@ class JournalSource(FixedPartitionedSource[Row, int]):
         if self.log is None:
             self.log = open_log(self.home.journal, readonly=True)
         return self.log
+
+    def close(self) -> None:
+        """Let go of the log, which all parts share."""
+        self._open().close()
 
 
 class _JournalPart(StatefulSourcePartition[Any, int]):
@@ -282,34 +286,24 @@ def _append(turn: Transaction, rows: Sequence[NewRow]) -> None:
         ) from error
 
 
-def settle_flow(home: Home, *, drain: bool) -> Dataflow:
+def settle_flow(source: JournalSource, sink: EventSink) -> Dataflow:
     """The dataflow: journal → settle → events."""
-    source = JournalSource(home, drain=drain)
     partitions = len(source.list_parts())
     flow = Dataflow("settle")
     journal: Stream[Any] = op.input("journal", flow, source)
     settled = op.stateful_batch("settle", journal, lambda state: SettleLogic(state, partitions))
-    op.output("events", settled, EventSink(home))
+    op.output("events", settled, sink)
     return flow
 
 
 # running it
 
 
-def run_settle(
-    home: Home,
-    *,
-    drain: bool,
-    processes: int = 1,
-    snapshot_every_s: float = 60.0,
-    on_start: Callable[[], None] | None = None,
-) -> bool:
+def run_settle(home: Home, *, drain: bool, processes: int = 1, snapshot_every_s: float = 60.0) -> bool:
     """Settle the journal: until it is used up (`drain`, True then), or until SIGTERM or SIGINT (False). Raises SettleError."""
     with hold_home(home) as lock:
         check_logs(home)
         prepare_recovery(home)
-        if on_start:
-            on_start()
         if processes == 1:
             return run_worker(home, drain=drain, snapshot_every_s=snapshot_every_s)
         spec = {"home": str(home.path), "drain": drain, "snapshot_every_s": snapshot_every_s}
@@ -330,15 +324,16 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    flow = settle_flow(home, drain=drain)
-    with _stop_on_signals(), _panics_explained(home):
-        cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
-            flow,
-            process_id=process_id,
-            addresses=addresses,
-            epoch_interval=timedelta(seconds=snapshot_every_s),
-            recovery_config=RecoveryConfig(home.recovery, backup_interval=timedelta(0)),  # type: ignore[no-untyped-call]
-        )
+    with closing(JournalSource(home, drain=drain)) as source, _stop_on_signals():
+        flow = settle_flow(source, EventSink(home))
+        with _panics_explained(home):
+            cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
+                flow,
+                process_id=process_id,
+                addresses=addresses,
+                epoch_interval=timedelta(seconds=snapshot_every_s),
+                recovery_config=RecoveryConfig(home.recovery, backup_interval=timedelta(0)),  # type: ignore[no-untyped-call]
+            )
     if _run.failure:
         raise _run.failure
     return not _run.stop.is_set()

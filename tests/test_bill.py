@@ -13,6 +13,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -45,8 +46,11 @@ def journal_of(records):
     """The journal of a utility, with only those ticks that stand right before a record: the bill knows no others."""
     journal = oracle.journal_of(records)
     kinds = [kind for kind, _ in journal]
-    return [placed for placed, now, following in zip(journal, kinds, [*kinds[1:], "tick"], strict=True)
-            if (now, following) != ("tick", "tick")]
+    return [
+        placed
+        for placed, now, following in zip(journal, kinds, [*kinds[1:], "tick"], strict=True)
+        if (now, following) != ("tick", "tick")
+    ]
 
 
 def settle(journal, chance=None) -> Settled:
@@ -182,7 +186,7 @@ def price_of(wh, blocks, families):
 def bill_of(points, blocks, families):
     """What registers cost under one tariff: points are (moment, Wh used since the start). Whole months, each by itself."""
     months = {}
-    for (t0, w0), (t1, w1) in zip(points, points[1:], strict=False):
+    for (t0, w0), (t1, w1) in pairwise(points):
         month, at = month_of(t0), w0
         while (turn := month_begins(after(month))) <= t1:
             there = w0 + Fraction((w1 - w0) * (turn - t0), t1 - t0).__floor__()
@@ -256,7 +260,11 @@ def test_a_wide_product_divided_is_exact(a, b, c):
 
 
 @settings(many, max_examples=300)
-@given(numbers, st.one_of(st.integers(1, 2**62), st.integers(1, 10**5)), st.one_of(st.integers(1, 2**62), st.integers(1, 2**41)))
+@given(
+    numbers,
+    st.one_of(st.integers(1, 2**62), st.integers(1, 10**5)),
+    st.one_of(st.integers(1, 2**62), st.integers(1, 2**41)),
+)
 @example(2**62 + 1, 2**62, US_PER_HOUR)
 @example(2**62, 2**62, US_PER_HOUR)
 @example(INT64_MAX, 2**62, 2 * US_PER_HOUR - 1)
@@ -267,7 +275,7 @@ def test_beyond_a_power_is_exact_at_any_size(usage_wh, power_w, duration_us):
 
 
 @settings(many, max_examples=300)
-@given(st.datetimes(datetime(1993, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)))
+@given(st.datetimes(datetime(1993, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001  Hypothesis wants them bare
 def test_days_weekdays_and_months_are_those_of_tashkent(moment):
     at, local = (moment - EPOCH) // MICROSECOND, moment.astimezone(TASHKENT)
     day, month = calendar.day_of(at), calendar.month_of(at)
@@ -279,7 +287,7 @@ def test_days_weekdays_and_months_are_those_of_tashkent(moment):
 
 
 @settings(many, max_examples=200)
-@given(st.datetimes(datetime(2, 1, 1), datetime(9990, 1, 1)))
+@given(st.datetimes(datetime(2, 1, 1), datetime(9990, 1, 1)))  # noqa: DTZ001  as above
 def test_the_calendar_holds_for_all_years(moment):
     """Five hours ahead of UTC for good: before 1993 Tashkent's clocks were set otherwise, and no record is so old."""
     local = moment.replace(tzinfo=timezone(timedelta(hours=5)))

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 def test_records_page_is_up_to_date() -> None:
     spec = spec_from_file_location("make_records", ROOT / "docs" / "make_records.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "records.md").read_text() == module.page(), "run: python docs/make_records.py"

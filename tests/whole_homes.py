@@ -29,7 +29,7 @@ from connectors.log.sqlite import open_log
 from hisob.homes import make_home
 from streams.cluster import free_addresses, wait_for_peers
 from streams.ingest import ingest_files
-from streams.settle import prepare_recovery, run_settle, run_worker
+from streams.settle import AlreadyRunningError, hold_home, prepare_recovery, run_settle, run_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = sorted(path for path in (ROOT / "tests" / "cases").iterdir() if path.is_dir())
@@ -82,6 +82,15 @@ def is_settled(home: Home) -> bool:
         closing(open_log(home.events, readonly=True)) as events,
     ):
         return lag_of(journal, events.committed("settle")) == 0
+
+
+def is_free(home: Home) -> bool:
+    """Whether nobody settles it."""
+    try:
+        with hold_home(home):
+            return True
+    except AlreadyRunningError:
+        return False
 
 
 def wait_until(what: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:

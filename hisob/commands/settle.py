@@ -38,7 +38,7 @@ def settle(
         print(json.dumps({"records": records, "seconds": round(seconds, 3)}))
     else:
         print(f"settled {records:,} records in {seconds:.1f} s")
-    if drain and not is_used_up:
+    if drain and not is_used_up and _unsettled(home):
         raise HisobError(
             "Stopped before the journal was used up. What is settled stays; the same call goes on from there."
         )
@@ -50,6 +50,18 @@ def _settled(home: Home) -> int:
 
     with closing(open_log(home.events, readonly=True)) as events:
         return sum(events.committed("settle").values())
+
+
+def _unsettled(home: Home) -> int:
+    """How many journal records are not settled yet."""
+    from connectors.log.rows import lag_of
+    from connectors.log.sqlite import open_log
+
+    with (
+        closing(open_log(home.journal, readonly=True)) as journal,
+        closing(open_log(home.events, readonly=True)) as events,
+    ):
+        return lag_of(journal, events.committed("settle"))
 
 
 @contextmanager

@@ -1,1 +1,4 @@
-"""What a new home is given: tariffs-uz.csv (by the contract of `tariff`) and policies.json (of `policy`). See hisob/homes.py."""
+"""What a new home is given: tariffs-uz.csv (by the contract of `tariff`) and policies.json (of `policy`).
+
+See hisob/homes.py.
+"""

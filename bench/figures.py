@@ -1,0 +1,71 @@
+"""The figures: what each is called, what it is aimed at, and how it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of bench/latest.json."""
+
+    key: str
+    what: str
+    target: float
+    better: Literal["more", "less"]
+    form: str  # how a value is written
+    how: str
+
+    def met(self, value: float) -> bool:
+        """Whether it is as good as it should be."""
+        return value >= self.target if self.better == "more" else value <= self.target
+
+    def aim(self) -> str:
+        """The target in words."""
+        return f"{'≥' if self.better == 'more' else '≤'} {self.form.format(self.target)}"
+
+
+MILLIONS, TIMES, SECONDS = "{:,.0f}", "{:.2f} ×", "{:.2f} s"
+FIGURES = (
+    Figure("ingest_rows_per_s", "ingest, Parquet", 1.5e6, "more", MILLIONS,
+           "readings and payments as two files, one call, to the last fsync; accounts are in the journal"),
+    Figure("ingest_csv_rows_per_s", "ingest, CSV", 0.7e6, "more", MILLIONS, "the first 40 half-hours as one file"),
+    Figure("settle_readings_per_s", "settle", 2.5e6, "more", MILLIONS,
+           "run_settle to the end of the journal that ingest made: state resumed, events and snapshot durable"),
+    Figure("idiomatic_ratio", "… as fast as one object per meter", 25, "more", "{:.1f} ×",
+           "bytewax stateful_map, recovery on, Parquet to lines of text; a twentieth of the meters, all their readings"),
+    Figure("polars_ratio", "… as fast as a batch in Polars", 1.5, "more", TIMES,
+           "the same readings, Parquet to Parquet, all processors"),
+    Figure("passthrough_ratio", "… as slow as with no rules", 2, "less", TIMES,
+           "the same journal decoded, made-up entries of the same size encoded and appended, the same dataflow"),
+    Figure("resume_1m_s", "resume with 1 M meters", 2, "less", SECONDS,
+           "from starting `hisob settle` until later readings and ticks are settled in every partition; median of 3"),
+    Figure("state_bytes_per_meter", "state per meter", 400, "less", "{:.0f} bytes", "a row of ACCOUNT and its wake_at"),
+    Figure("peak_rss_1m_mib", "peak memory, 1 M meters", 1536, "less", "{:,.0f} MiB",
+           "of the process that settles 1 M accounts and two readings of each, with its snapshot"),
+    Figure("load_rows_per_s", "load into DuckDB", 2e6, "more", MILLIONS,
+           "records of both logs, by warehouse.load into an empty warehouse; checks and publishing aside"),
+    Figure("statement_s", "statement of a year", 0.1, "less", "{:.3f} s",
+           "a meter's year of half-hours, from the question to JSON, database open; median of 20 after a first"),
+    Figure("live_p99_s", "append to event, p99", 2, "less", SECONDS,
+           "5,000 readings/s into the home of all meters, ticks within; seen by what `hisob tail` is made of"),
+)  # fmt: skip
+
+
+def ratios(values: dict[str, float]) -> dict[str, float]:
+    """The figures that are settle's rate beside another's, as far as both are known.
+
+    Both must have come to the same charges.
+    """
+    if values.get("polars_charged_tiyin", charged := values.get("charged_tiyin")) != charged:
+        raise RuntimeError(
+            f"Polars charged {values['polars_charged_tiyin']}, settle {charged} tiyin for the same readings"
+        )
+    settle = values.get("settle_readings_per_s")
+    found = {}
+    for name in ("idiomatic", "polars", "passthrough"):
+        other = values.get(f"{name}_readings_per_s")
+        if settle and other:
+            found[f"{name}_ratio"] = other / settle if name == "passthrough" else settle / other
+    return found

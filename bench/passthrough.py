@@ -1,0 +1,132 @@
+"""Pass-through: what settle would cost if there were no rules. The bound that the log, Arrow and bytewax set.
+
+The same journal is read by the same source and every row decoded; for each reading an entry is made up of the reading
+itself, as columns, and a body of them is encoded as settle's are; the same sink appends it and commits. There is no
+state and no lookup.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from typing import Any
+
+import bytewax.operators as op
+import numpy as np
+import pyarrow as pa
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.run import cli_main
+
+from accounting.records import BASES, ENTRY_KINDS
+from bench.ingest import small_work
+from bench.work import HALF_HOUR_US, PARTITIONS, Work, measured
+from connectors.home import Home
+from connectors.log import Row
+from connectors.log.body import decode
+from connectors.log.rows import records_in
+from connectors.log.sqlite import create_log, open_log
+from streams.settle import EventSink, JournalSource, SettledRow, _JournalPart, encode_events
+
+TEXTS = pa.dictionary(pa.int32(), pa.string())
+
+
+class FromHere(JournalSource):
+    """The journal from where settle began, too."""
+
+    def __init__(self, home: Home, starts: dict[str, int]) -> None:
+        super().__init__(home, drain=True)
+        self.starts = starts
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _JournalPart:  # noqa: ARG002
+        start = self.starts[str(int(for_part))] if resume_state is None else resume_state
+        return _JournalPart(self._open(), int(for_part), start, drain=True)
+
+
+class PassThrough(StatefulBatchLogic[Row, SettledRow, bytes]):
+    """As SettleLogic, without a state and without rules."""
+
+    def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
+        return [pass_row(row) for row in values], StatefulBatchLogic.RETAIN
+
+    def snapshot(self) -> bytes:
+        return b""
+
+
+def pass_row(row: Row) -> SettledRow:
+    """A row's readings as so many entries."""
+    readings = decode(row.body).batches.get("reading")
+    count, packed = encode_events({"entry": entries_of(readings)}) if readings is not None else (0, b"")
+    return SettledRow(row.partition, row.position, row.end, count, packed, {})
+
+
+def entries_of(readings: pa.RecordBatch) -> pa.RecordBatch:
+    """An entry a reading, with all its columns. What is in them is made up, but as hard to compress as the true ones."""
+    pair, read_at = readings.column("pair"), readings.column("read_at")
+    register_wh = readings.column("register_wh").to_numpy()
+    usage_wh = register_wh % 509
+    rows = readings.num_rows
+    return pa.record_batch(
+        {
+            "ordinal": pa.array(np.ones(rows, np.int64)),
+            "n": pa.array(np.zeros(rows, np.int32)),
+            "account_id": pa.DictionaryArray.from_arrays(pair.indices, pair.dictionary.field("account_id")),
+            "kind": constant(ENTRY_KINDS, rows),
+            "from_at": pa.array(read_at.cast(pa.int64()).to_numpy() - HALF_HOUR_US).cast(read_at.type),
+            "to_at": read_at,
+            "from_wh": pa.array(register_wh - usage_wh),
+            "to_wh": pa.array(register_wh),
+            "usage_wh": pa.array(usage_wh),
+            "amount_tiyin": pa.array(usage_wh * -60),
+            "balance_tiyin": pa.array(60_000_000 - register_wh),
+            "tariff": constant(("household",), rows),
+            "basis": constant(BASES, rows),
+        }
+    )
+
+
+def constant(names: tuple[str, ...], rows: int) -> pa.Array:
+    """The first of these names in every row."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(names, pa.string())).cast(TEXTS)
+
+
+def fresh_home(work: Work, name: str, source: str) -> tuple[Home, dict[str, int]]:
+    """A home with another's journal, an empty event log and no state; and where settle began to read that journal."""
+    home, of = work.home(name), work.home(source)
+    shutil.rmtree(home.path, ignore_errors=True)
+    home.path.mkdir(parents=True)
+    shutil.copy(of.journal, home.journal)
+    with closing(open_log(of.events, readonly=True)) as events:
+        starts = events.committed("settle")
+        create_log(home.events, PARTITIONS + 1)
+    home.recovery.mkdir()
+    init_db_dir(home.recovery, 4)
+    return home, starts
+
+
+def run(home: Home, starts: dict[str, int]) -> None:
+    """The dataflow, with recovery on as settle has it."""
+    flow = Dataflow("passthrough")
+    journal = op.input("journal", flow, FromHere(home, starts))
+    passed = op.stateful_batch("pass", journal, lambda _state: PassThrough())
+    op.output("events", passed, EventSink(home))
+    config: dict[str, Any] = {"epoch_interval": None, "recovery_config": RecoveryConfig(home.recovery)}
+    cli_main(flow, **config)
+
+
+def entries_in(home: Home) -> int:
+    """How many events were written."""
+    with closing(open_log(home.events, readonly=True)) as events:
+        return records_in(events)
+
+
+def passthrough(work: Work) -> dict[str, float]:
+    """The journal that settle is measured with, passed through."""
+    run(*fresh_home(small_work(work), "passed", "city"))
+    home, starts = fresh_home(work, "passed", "city")
+    with measured() as took:
+        run(home, starts)
+    if entries_in(home) != work.readings:
+        raise RuntimeError(f"{entries_in(home)} entries instead of {work.readings}")
+    return {"passthrough_readings_per_s": work.readings / took.seconds, "passthrough_cpu_s": took.cpu_seconds}
