@@ -8,9 +8,9 @@ from accounting.records import EVENTS, FILE_KINDS, RECORDS, Column
 
 HEAD = """# Records and events
 
-Files given to `hisob ingest KIND=FILE` have these columns; one marked ? may be absent or null. Times are ISO 8601 with an offset
-(in Parquet `timestamp` with a zone), money is whole tiyin (100 tiyin = 1 soum), energy whole Wh. `received_at`, where given, says when a
-record arrived; files are journalled in that order.
+Files given to `hisob ingest KIND=FILE` have these columns; one marked ? may be absent or null. Times are ISO 8601 with
+an offset (in Parquet `timestamp` with a zone), money is whole tiyin (100 tiyin = 1 soum), energy whole Wh. `received_at`,
+where given, says when a record arrived; files are journalled in that order.
 """
 EVENTS_HEAD = """# Events
 
