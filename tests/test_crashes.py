@@ -11,20 +11,23 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections import defaultdict
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from random import Random
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from connectors.log import Row
-from connectors.log.digest import _digest_partition
+from connectors.log.body import _plain, decode, unpack
 from connectors.log.rows import follow
 from connectors.log.sqlite import _checksum, create_log, open_log
 from streams import settle as settling
 from streams.ingest import ingest_files
 from streams.settle import AlreadyRunningError, SettleError, hold_home, run_settle
-from tests.journals import journal_of
+from tests.journals import journal_of, rows_of
 from tests.whole_homes import (
     PARTITIONS,
     TIMEOUT_S,
@@ -75,13 +78,21 @@ def digest(settled):
     return digest_of(settled)
 
 
-def journal_digest_of(home):
-    """Of each partition its end, and a digest of each kind's records in order."""
+def columns_of(home):
+    """Of each partition of the journal the kinds in their order, and the records of each kind."""
+    partitions = []
     with closing(open_log(home.journal, readonly=True)) as journal:
-        return [
-            (journal.end(n), {kind: rows.digest(n) for kind, rows in sorted(_digest_partition(journal, n).items())})
-            for n in range(journal.partitions)
-        ]
+        for n in range(journal.partitions):
+            kinds, batches = [], defaultdict(list)
+            for row in rows_of(journal, n):
+                body = decode(row.body)
+                kinds.append(np.repeat(body.runs_kind, body.runs_count))
+                for kind, batch in body.batches.items():
+                    batches[kind].append(_plain(unpack(kind, batch)))
+            partitions.append(
+                (np.concatenate(kinds).tobytes(), {k: pa.Table.from_batches(b) for k, b in batches.items()})
+            )
+    return partitions
 
 
 def homes(tmp_path):
@@ -94,12 +105,12 @@ def homes(tmp_path):
 
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------
 def test_ingest_killed_at_random_moments_leaves_the_journal_as_one_call_does(journalled, tmp_path):
-    random, kills, whole = Random(1), 0, journal_digest_of(journalled)
+    random, kills, whole = Random(1), 0, columns_of(journalled)
     longest_s = seconds_of(ingest, new_home(tmp_path / "timed"), FOLDER, BATCH_ROWS, TURN)
     for path in homes(tmp_path):
         home = new_home(path)
         kills += kill_at_random(random, KILLS_A_HOME, longest_s, ingest, home, FOLDER, BATCH_ROWS, TURN)
-        assert journal_digest_of(home) == whole
+        assert columns_of(home) == whole
         if kills >= KILLS // 4:
             break
 
@@ -116,7 +127,7 @@ def test_settle_killed_at_random_moments_ends_with_the_same_events(snapshot_ever
             break
 
 
-def test_a_process_of_two_killed_at_random_moments_ends_both_and_both_begin_again(journalled, digest, tmp_path, capfd):
+def test_a_process_of_two_killed_at_random_moments_ends_both_and_both_begin_again(journalled, digest, tmp_path):
     random, kills = Random(4), 0
     longest_s = seconds_of(settle, copied(journalled, tmp_path / "timed"), processes=2)
     for path in homes(tmp_path):
@@ -132,7 +143,7 @@ def test_a_process_of_two_killed_at_random_moments_ends_both_and_both_begin_agai
         assert digest_of(home) == digest
         if kills >= KILLS // 4:
             break
-    assert "a process was killed by SIGKILL; all are started again" in capfd.readouterr().err
+    assert kills >= KILLS // 4
 
 
 def test_killed_on_two_processes_it_goes_on_with_one(journalled, digest, tmp_path):
