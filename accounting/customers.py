@@ -22,7 +22,7 @@ from accounting.compiled import compiled
 from accounting.decisions import review, review_after_credit, set_supply, write_notices
 from accounting.ledger import NO_BASIS, OPENING, post
 from accounting.partition import Partition, Record, digest, reason_text
-from accounting.payments import credit, is_credit
+from accounting.payments import apply_waiting, is_credit
 from accounting.policies import Place
 from accounting.readings import report_incidents
 from accounting.records import RECORDS, SUPPLY_STATES
@@ -211,7 +211,7 @@ def _release_waiting(p: Partition, i: int) -> bool:
     credited = False
     for ordinal, n, kind, record in p.waiting.pop(p.ids[i], ()):
         p.reserve(16)
-        outcome = credit(p, i, kind, record)
+        outcome = apply_waiting(p, i, kind, record)
         credited |= outcome == "settled" and is_credit(record)
         p.emit("released", p.id_text(ordinal, n), None if p.last_tick == NONE else p.last_tick, outcome)
     return credited

@@ -36,6 +36,7 @@ from accounting.supply import (
     RECONNECT,
     TOLD_OFF,
     TOLD_ON,
+    begin_episode,
     give_notice,
     measured_balance,
     review_account,
@@ -62,11 +63,7 @@ def review(p: Partition, i: int, now: int) -> None:
 def review_after_credit(p: Partition, i: int, now: int) -> None:
     """A credit may lift the forecast clear of the notice: then a new episode begins (promise 5)."""
     s, rules = p.accounts[i], p.rules_now(now)
-    if s.notice_ordinal >= 0:
-        depletes_at = forecast_depletion(s, p.book.arrays(), 1.0)
-        if depletes_at - now > rules[s.place].notice_us:
-            s.episode += 1
-            s.notice_ordinal, s.gate_at, s.gate = -1, NONE, 0
+    begin_episode(s, p.book.arrays(), rules[s.place], now)
     review(p, i, now)
 
 
@@ -141,7 +138,7 @@ def tell(p: Partition, i: int, kind: int, now: int, pay_tiyin: int) -> None:
 
 def command(p: Partition, i: int, action: str, now: int) -> None:
     """Ask for the supply to be cut or given back, with the evidence it was decided on."""
-    s, rules = p.accounts[i], p.rules_list[p.accounts[i].place]
+    s, rules = p.accounts[i], p.rules_of(i)
     before = (int(s.command_ordinal), int(s.command_n))
     in_flight = before[0] >= 0 and s.supply in (DISCONNECT_PENDING, RECONNECT_PENDING, UNKNOWN)
     off = action == "disconnect"
@@ -166,8 +163,8 @@ def command(p: Partition, i: int, action: str, now: int) -> None:
 
 def evidence(p: Partition, i: int, action: str, cause: str) -> dict[str, Any]:
     """What a command was decided on, for the auditor: nothing in it was looked up anywhere but in the state."""
-    s, rules, book = p.accounts[i], p.rules_list[p.accounts[i].place], p.book.arrays()
-    depletes_at = int(s.depletes_at)
+    s, rules, book = p.accounts[i], p.rules_of(i), p.book.arrays()
+    place, depletes_at = p.places[s.place], int(s.depletes_at)
     found: dict[str, Any] = {
         "verdict": f"{action} for {cause}",
         "balance_tiyin": int(s.balance_tiyin),
@@ -177,7 +174,11 @@ def evidence(p: Partition, i: int, action: str, cause: str) -> dict[str, Any]:
         "position": f"{p.number}-{int(p.ledger.cause[0])}",
         "forecast": {"depletes_at": time_text(depletes_at) if depletes_at != FOREVER else None},
         "policies": list(rules.consulted),
+        "district": place.district,
+        "feeder": place.feeder,
     }
+    if action == "disconnect":
+        found["caps"] = {"per_hour": rules.cuts_per_hour, "per_feeder_hour": rules.cuts_per_feeder_hour}
     if s.last_at != NONE:
         found["last_measured"] = {
             "meter_id": p.meter_name(int(s.meter)),
@@ -246,7 +247,7 @@ def _prove(p: Partition, i: int, state: int, now: int) -> None:
         s.owed = 0
     if state == DISCONNECTED and not s.told_off:
         s.told_off = 1
-        tell(p, i, TOLD_OFF, now, p.rules_list[s.place].reconnect_tiyin)
+        tell(p, i, TOLD_OFF, now, p.rules_of(i).reconnect_tiyin)
     elif state == CONNECTED and s.told_off:
         s.told_off = 0
         tell(p, i, TOLD_ON, now, 0)
@@ -325,7 +326,7 @@ def apply_policy(p: Partition, record: Record) -> None:
     what, _, name = policy.scope.partition(":")
     if what == "account" and name in p.index:
         single_out(p, p.index[name])
-    p.rules_until = NONE
+    p.policies_changed()
     if p.last_tick != NONE and p.count > 1:
         p.wake_at[: p.count] = NONE
         review_all(p, p.moment_of("policy", record), at_tick=False)

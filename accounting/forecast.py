@@ -24,6 +24,7 @@ VARIANCE_WEIGHT = 0.09427613637027254  # 1 − 2^(−1/7)
 PRIOR_DEVIATION = 0.25
 LEVEL_CARE = 1.05
 DEVIATION_CARE = 1.4  # 4.2 deviations of a day over the three days of a notice
+MOST_SAMPLES = 100  # from 8 on, the plain mean weighs a day less than the exponential one
 SAMPLE_US = 20 * US_PER_HOUR
 FIRST_GUESS_US = 6 * US_PER_HOUR
 
@@ -51,7 +52,7 @@ def sample_usage(s: Account) -> None:
         off = day_wh - s.level_wh
         s.level_wh += weight * off
         s.variance += (1.0 - keep_variance) * (off * off * days - s.variance)
-    s.samples += 1
+    s.samples = min(s.samples + 1, MOST_SAMPLES)
     s.sampled_at, s.sampled_wh = s.last_at, s.usage_wh
 
 

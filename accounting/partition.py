@@ -27,6 +27,10 @@ from accounting.tariffs import TariffBook
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REMEMBERED_US = 400 * 86_400_000_000
 Record = dict[str, Any]
+CONTENT = {
+    kind: tuple(c.name for c in columns if not c.internal and c.name != "received_at")
+    for kind, columns in RECORDS.items()
+}
 
 
 def time_text(at: int) -> str:
@@ -52,8 +56,8 @@ def record_text(kind: str, record: Record) -> str:
 
 def digest(kind: str, record: Record) -> str:
     """Tells contents apart, `received_at` aside."""
-    text = record_text(kind, {**record, "received_at": None})
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    content = [record.get(name) for name in CONTENT[kind]]
+    return blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
 @dataclass
@@ -107,7 +111,9 @@ class Partition:
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
         self.rules = np.zeros(0, RULES)
-        self.rules_list: list[Rules] = []
+        self.rules_by_class: list[Rules] = []
+        self.class_of: dict[tuple[bool, ...], int] = {}  # of places, by the scoped policies that cover them
+        self.place_class: list[int] = []
         self.rules_from, self.rules_until = FOREVER, NONE
         self.meter_names: list[str] = []
         self.pairs: tuple[Any, Any, Any] | None = None  # of the last readings: dictionary, accounts, meters (all found)
@@ -148,7 +154,6 @@ class Partition:
         if code is None:
             code = self.place_index[place] = len(self.places)
             self.places.append(place)
-            self.rules_until = NONE
         return code
 
     # price changes at measured registers
@@ -168,20 +173,43 @@ class Partition:
         after a restore, for a snapshot does not say which thresholds held.
         """
         if not (self.rules_from <= now < self.rules_until):
-            policies = list(self.policies.values())
-            before = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
-            self.rules_list = [rules_at(policies, place, now) for place in self.places]
-            after = [(r.notice_us, r.notice_gap_us, r.reconnect_tiyin, r.max_reading_age_us) for r in self.rules_list]
-            if not before or before != after[: len(before)]:
+            before, policies = self.rules_by_class, list(self.policies.values())
+            self.rules_by_class, self.rules_from = [], now
+            self.rules_until = rules_hold_until(policies, now)
+            self._classify_places(policies)
+            if not before or list(map(thresholds_of, before)) != list(
+                map(thresholds_of, self.rules_by_class[: len(before)])
+            ):
                 self.wake_at[: self.count] = NONE
-            rows = np.zeros(len(self.places), RULES)
-            for row, r in zip(rows, self.rules_list, strict=True):
-                for name in RULES.names or ():
-                    value = getattr(r, name)
-                    row[name] = bool(value) if name == "forbidden" else NONE if value is None else value
-            self.rules = rows
-            self.rules_from, self.rules_until = now, rules_hold_until(policies, now)
+        elif len(self.place_class) < len(self.places):
+            self._classify_places(list(self.policies.values()))
         return self.rules
+
+    def rules_of(self, i: int) -> Rules:
+        """The rules of an account's place, as last asked for by `rules_now`."""
+        return self.rules_by_class[self.place_class[self.accounts["place"][i]]]
+
+    def _classify_places(self, policies: list[Policy]) -> None:
+        """Places that the same policies cover have the same rules, worked out once: there may be a place a feeder."""
+        scoped = [policy for policy in policies if policy.scope != "all"]
+        for place in self.places[len(self.place_class) :]:
+            covered = tuple(policy.covers(place) for policy in scoped)
+            self.place_class.append(self.class_of.setdefault(covered, len(self.class_of)))
+        for number in range(len(self.rules_by_class), len(self.class_of)):
+            example = self.places[self.place_class.index(number)]
+            self.rules_by_class.append(rules_at(policies, example, self.rules_from))
+        rows = np.zeros(len(self.rules_by_class), RULES)
+        for row, rules in zip(rows, self.rules_by_class, strict=True):
+            row.until, row.forbidden = self.rules_until, rules.forbidden is not None
+            for name in (RULES.names or ())[:-2]:
+                value = getattr(rules, name)
+                row[name] = NONE if value is None else value
+        self.rules = rows[self.place_class]
+
+    def policies_changed(self) -> None:
+        """The rules of all places have to be worked out anew."""
+        self.rules_until = NONE
+        self.place_class, self.class_of = [], {}
 
     def moment_of(self, kind: str, record: Record) -> int:
         """The moment at which a record's decisions are taken: its arrival, within the quarter after the last tick."""
@@ -235,3 +263,8 @@ class Partition:
 def reason_text(reason: int) -> str:
     """A reason's name."""
     return REASONS[reason]
+
+
+def thresholds_of(rules: Rules) -> tuple[int, int, int, int]:
+    """What of the rules moves the moments at which accounts are looked at."""
+    return rules.notice_us, rules.notice_gap_us, rules.reconnect_tiyin, rules.max_reading_age_us

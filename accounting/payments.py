@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from accounting.decisions import review, review_after_credit
-from accounting.ledger import ADJUSTMENT, NO_BASIS, PAYMENT, REVERSAL, post
+from accounting.decisions import SAFETY, carry_out
+from accounting.ledger import ADJUSTMENT, PAYMENT, REVERSAL
 from accounting.partition import REMEMBERED_US, Partition, Payment, Record, digest
 from accounting.records import OWN_TIME
-from accounting.state import ABSENT, NONE
-
-if TYPE_CHECKING:
-    pass
+from accounting.state import NONE
+from accounting.supply import post_payment, settle_payment
 
 ID = {"payment": "payment_id", "adjustment": "adjustment_id"}
 
@@ -19,12 +15,26 @@ ID = {"payment": "payment_id", "adjustment": "adjustment_id"}
 def apply_payment(p: Partition, kind: str, record: Record) -> None:
     """Take a payment or adjustment: credited, refused, held until its account arrives, or ignored as a repetition."""
     i = p.find(record["account_id"])
-    if p.accounts[i].phase == ABSENT:
+    if i == 0:
         ordinal, n = p.hold(kind, record, "unknown_account")
         p.waiting.setdefault(record["account_id"], []).append((ordinal, n, kind, record))
         return
-    if credit(p, i, kind, record) == "settled":
-        (review_after_credit if is_credit(record) else review)(p, i, p.moment_of(kind, record))
+    if judge(p, i, kind, record) == "settled":
+        now = p.moment_of(kind, record)
+        rules, (what, at, amount) = p.rules_now(now), posting(kind, record)
+        lifts = is_credit(record)
+        due = settle_payment(
+            p.accounts, i, p.wake_at, p.book.arrays(), rules, p.ledger, what, at, amount, lifts, now, SAFETY
+        )
+        carry_out(p, i, due, now)
+
+
+def apply_waiting(p: Partition, i: int, kind: str, record: Record) -> str:
+    """Take one that was held until its account arrived; decisions come with the account. What became of it."""
+    outcome = judge(p, i, kind, record)
+    if outcome == "settled":
+        post_payment(p.accounts[i], i, p.wake_at, p.ledger, *posting(kind, record))
+    return outcome
 
 
 def is_credit(record: Record) -> bool:
@@ -32,8 +42,16 @@ def is_credit(record: Record) -> bool:
     return record.get("reverses") is None and int(record["amount_tiyin"]) > 0
 
 
-def credit(p: Partition, i: int, kind: str, record: Record) -> str:
-    """Judge and credit one for an account that is there. What became of it: settled, unchanged or refused."""
+def posting(kind: str, record: Record) -> tuple[int, int, int]:
+    """Of its entry: the kind, the moment and the signed amount."""
+    at, amount = int(record[OWN_TIME[kind]]), int(record["amount_tiyin"])
+    if kind == "adjustment":
+        return ADJUSTMENT, at, amount
+    return (PAYMENT, at, amount) if record.get("reverses") is None else (REVERSAL, at, -amount)
+
+
+def judge(p: Partition, i: int, kind: str, record: Record) -> str:
+    """Whether one for an account that is there is credited, and remember it: settled, unchanged or refused."""
     at, amount = record[OWN_TIME[kind]], record["amount_tiyin"]
     remembered = p.payments.setdefault(i, {})
     key = f"{kind} {record[ID[kind]]}"
@@ -56,7 +74,6 @@ def credit(p: Partition, i: int, kind: str, record: Record) -> str:
         remembered[key] = Payment(at, content, amount, reverses is not None)
         if original is not None:
             original.reversed = True
-        _post(p, i, kind, at, -amount if original is not None else amount, original is not None)
         return "settled"
     p.refuse(kind, record, reason)
     return "refused"
@@ -77,11 +94,3 @@ def _recall(p: Partition, remembered: dict[str, Payment], key: str) -> Payment |
     if payment is None or (p.last_tick != NONE and payment.at < p.last_tick - REMEMBERED_US):
         return None
     return payment
-
-
-def _post(p: Partition, i: int, kind: str, at: int, amount: int, reversal: bool) -> None:
-    s = p.accounts[i]
-    s.balance_tiyin += amount
-    what = ADJUSTMENT if kind == "adjustment" else REVERSAL if reversal else PAYMENT
-    p.wake_at[i] = NONE
-    post(p.ledger, i, what, NO_BASIS, -1, NONE, at, NONE, NONE, 0, amount, s.balance_tiyin)

@@ -74,6 +74,8 @@ class Rules:
     notice_gap_us: int
     reconnect_tiyin: int
     max_reading_age_us: int
+    cuts_per_hour: int  # what the dispatcher holds to
+    cuts_per_feeder_hour: int
     consulted: tuple[str, ...]
 
 
@@ -126,6 +128,8 @@ def rules_at(policies: list[Policy], place: Place, at: int) -> Rules:
         thresholds["notice_gap_hours"] * US_PER_HOUR,
         thresholds["reconnect_tiyin"],
         thresholds["max_reading_age_hours"] * US_PER_HOUR,
+        thresholds["cuts_per_hour"],
+        thresholds["cuts_per_feeder_hour"],
         tuple(used + threshold_ids),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from accounting.calendar import day_of, month_of
-from accounting.compiled import compiled
+from accounting.compiled import compiled, untracked
 from accounting.customers import apply_account, apply_exchange, apply_tariff
 from accounting.decisions import (
     apply_acknowledgement,
@@ -156,58 +156,75 @@ def take_events(p: Partition) -> dict[str, pa.RecordBatch]:
     return events
 
 
+STEP, TO_WH, USAGE_WH, AMOUNT, BALANCE = 0, 1, 2, 3, 4  # the numbers of an entry that mostly fit in 32 bits
+
+
 @compiled
-def _spread(rows: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], bool, bool, bool]:
+def _spread(
+    rows: Any,
+) -> tuple[
+    NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int32], NDArray[np.int8], bool, bool, bool
+]:
     """Rows of ENTRY as columns, in one pass over them.
 
-    int64[8, n]: ordinal steps, from_at, to_at, from_wh, to_wh, usage_wh, amount_tiyin, balance_tiyin. int32[5, n]: n,
-    account, kind, tariff, basis. Then whether every from_at, every to_wh is there, and whether every from_wh is to_wh
-    − usage_wh.
+    int32[5, n]: ordinal steps, to_wh, usage_wh, amount_tiyin, balance_tiyin; bool[5]: whether each fits so, to_wh where it
+    is there. int64[2, n]: from_at, to_at. int32[3, n]: n, account, tariff. int8[2, n]: kind, basis. Then whether every
+    from_at, every to_wh is there, and whether every from_wh is to_wh − usage_wh.
     """
-    wide = np.empty((8, rows.size), np.int64)
-    codes = np.empty((5, rows.size), np.int32)
+    rows = untracked(rows)
+    numbers = np.empty((5, rows.size), np.int32)
+    moments = np.empty((2, rows.size), np.int64)
+    codes = np.empty((3, rows.size), np.int32)
+    kinds = np.empty((2, rows.size), np.int8)
+    fits = np.ones(5, np.bool_)
     before, timed, read, implied = 0, True, True, True
     for i in range(rows.size):
         row = rows[i]
-        wide[0, i] = row.ordinal - before
+        is_read = row.to_wh != NONE
+        values = (row.ordinal - before, row.to_wh if is_read else 0, row.usage_wh, row.amount_tiyin, row.balance_tiyin)
         before = row.ordinal
-        wide[1, i], wide[2, i], wide[3, i], wide[4, i] = row.from_at, row.to_at, row.from_wh, row.to_wh
-        wide[5, i], wide[6, i], wide[7, i] = row.usage_wh, row.amount_tiyin, row.balance_tiyin
-        codes[0, i], codes[1, i], codes[2, i], codes[3, i], codes[4, i] = (
-            row.n,
-            row.account,
-            row.kind,
-            row.tariff,
-            row.basis,
-        )
+        for k in range(5):
+            inside = -(2**31) <= values[k] < 2**31
+            numbers[k, i] = values[k] if inside else 0
+            fits[k] &= inside
+        moments[0, i], moments[1, i] = row.from_at, row.to_at
+        codes[0, i], codes[1, i], codes[2, i] = row.n, row.account, row.tariff
+        kinds[0, i], kinds[1, i] = row.kind, row.basis
         timed &= row.from_at != NONE
-        read &= row.to_wh != NONE
+        read &= is_read
         implied &= row.from_at == NONE or row.to_wh - row.usage_wh == row.from_wh
-    return wide, codes, timed, read, implied
+    return numbers, fits, moments, codes, kinds, timed, read, implied
 
 
 def _entries(p: Partition) -> pa.RecordBatch:
-    size = int(p.ledger.size[0])
-    wide, codes, timed, read, implied = _spread(p.ledger.entries[:size])
-    ordinal, from_at, to_at, from_wh, to_wh, usage_wh, amount_tiyin, balance_tiyin = wide
-    n, account, kind, tariff, basis = codes
+    rows = p.ledger.entries[: int(p.ledger.size[0])]
+    numbers, fits, moments, codes, kinds, timed, read, implied = _spread(rows)
+
+    def number(k: int, name: str, absent: NDArray[np.bool_] | None = None) -> pa.Array:
+        if fits[k]:
+            return pa.array(numbers[k], mask=absent)
+        values = np.ascontiguousarray(rows[name])
+        return pa.array(np.diff(values, prepend=0) if k == STEP else values, mask=absent)
+
+    n, account, tariff = codes
+    from_at, to_at = moments
     columns = {
-        "ordinal": narrow(ordinal),
+        "ordinal": number(STEP, "ordinal"),
         "n": pa.array(n),
         "account_id": _names(account, p.ids),
-        "kind": _coded(kind, ENTRY_KINDS),
+        "kind": _coded(kinds[0], ENTRY_KINDS),
         "from_at": pa.array(from_at, mask=None if timed else from_at == NONE).cast(TIME),
         "to_at": pa.array(to_at).cast(TIME),
-        "to_wh": narrow(to_wh) if read else _numbers(to_wh),
-        "usage_wh": narrow(usage_wh),
-        "amount_tiyin": narrow(amount_tiyin),
-        "balance_tiyin": narrow(balance_tiyin),
+        "to_wh": number(TO_WH, "to_wh", None if read else rows["to_wh"] == NONE),
+        "usage_wh": number(USAGE_WH, "usage_wh"),
+        "amount_tiyin": number(AMOUNT, "amount_tiyin"),
+        "balance_tiyin": number(BALANCE, "balance_tiyin"),
         "tariff": _coded(tariff, p.book.names),
-        "basis": _coded(basis, BASES),
+        "basis": _coded(kinds[1], BASES),
     }
     if not implied:  # where there is a from_at, it is to_wh − usage_wh
-        columns["from_wh"] = _numbers(from_wh)
-    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < size})
+        columns["from_wh"] = _numbers(np.ascontiguousarray(rows["from_wh"]))
+    return pa.record_batch({name: c for name, c in columns.items() if c.null_count < len(rows)})
 
 
 def _forecasts(p: Partition) -> pa.RecordBatch:
@@ -267,7 +284,7 @@ def _names(codes: NDArray[np.int32], names: list[str]) -> pa.DictionaryArray:
     )
 
 
-def _coded(codes: NDArray[np.int32], names: Sequence[str]) -> pa.Array:
+def _coded(codes: NDArray[np.int32] | NDArray[np.int8], names: Sequence[str]) -> pa.Array:
     """Names by number; −1 is none."""
     absent = len(codes) > 0 and codes.min() < 0
     array = pa.array(codes, mask=codes < 0) if absent else pa.array(codes)

@@ -22,7 +22,7 @@ from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 1
+VERSION = 2
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)

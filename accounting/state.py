@@ -71,7 +71,7 @@ ACCOUNT = row_type(
         ("sampled_wh", "i8"),
         ("level_wh", "f8"),  # Wh a day; < 0: not known yet
         ("variance", "f8"),  # of a day's use around the level
-        ("samples", "i4"),
+        ("samples", "u1"),  # whole days seen, of the first MOST_SAMPLES
         ("episode", "i4"),
         ("depletes_at", "i8"),  # the last forecast; FOREVER: not within the horizon
         # the low-credit notice of this episode

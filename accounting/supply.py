@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, US_PER_DAY, US_PER_HOUR
 from accounting.compiled import compiled, row_type, rule, untracked
-from accounting.forecast import forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
-from accounting.ledger import Ledger, hold_ledger, take_count
+from accounting.forecast import FIRST_GUESS_US, forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
+from accounting.ledger import NO_BASIS, Ledger, hold_ledger, post, take_count
 from accounting.records import NOTICE_KINDS
 from accounting.state import (
     ABSENT,
@@ -32,7 +32,7 @@ from accounting.state import (
     Account,
     Accounts,
 )
-from accounting.tariffs import Book, cost, hold_book
+from accounting.tariffs import Book, cost, hold_book, price_range
 
 # What is due, as bits
 NOTHING, NOTICE, DISCONNECT, RECONNECT, EXPIRED = 0, 1, 2, 4, 8
@@ -40,6 +40,7 @@ NOTHING, NOTICE, DISCONNECT, RECONNECT, EXPIRED = 0, 1, 2, 4, 8
 LOW_CREDIT, TOLD_OFF, TOLD_ON = (NOTICE_KINDS.index(kind) for kind in ("low_credit", "disconnected", "reconnected"))
 NO_PHONE = GATES.index("no_phone")
 LOOK_AHEAD_US = US_PER_DAY + US_PER_HOUR  # quiet hours are at most a day long, and a forecast is good to the Wh
+SPARE_US = 6 * US_PER_HOUR
 PAY_FOR_DAYS = 30  # a low-credit notice asks for the debt and so many days of use
 
 # accounting.policies.Rules for compiled code; NONE where there is none.
@@ -53,6 +54,7 @@ RULES = row_type(
         ("notice_gap_us", "i8"),
         ("reconnect_tiyin", "i8"),
         ("max_reading_age_us", "i8"),
+        ("until", "i8"),  # the next moment at which rules may be others
         ("forbidden", "u1"),
     ]
 )
@@ -155,24 +157,54 @@ def review_account(
     due = decide_supply(s, rules, now, at_tick, safety_cause)
     if notice_is_due(s, rules, now, at_tick):
         due |= NOTICE
-    wake_at[account] = next_look(s, rules, due)
+    wake_at[account] = next_look(s, book, rules, now, due)
     return due
 
 
 @compiled
-def next_look(s: Account, rules: Any, due: int) -> int:
-    """The moment up to which no tick need look at the account, if it keeps its pace; NONE: look at the next one."""
+def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
+    """The moment up to which no tick need look at the account, if it keeps its pace; NONE: look at the next one.
+
+    Where the notice is not due soon, the account may use a little more than its pace before anybody looks: SPARE_US of
+    use brings depletion forward by no more than that time, times how much dearer a kWh can be now than it will be then
+    (both fall in one month, for `begin_day` looks at all).
+    """
     if s.supply != CONNECTED or s.ordered_off != 0 or due not in (NOTHING, NOTICE):
         return NONE
     if s.phase != STARTED:
         return FOREVER
-    if s.level_wh < 0.0 or measured_balance(s) + s.emergency_credit_tiyin < 0:
-        return NONE
+    if s.level_wh < 0.0:
+        s.watch_tiyin, s.pace_rate = 1, np.inf  # no forecast before the first guess, unless there is no credit
+        guess_at = s.sampled_at + FIRST_GUESS_US - QUARTER_US  # a reading may be a quarter ahead of the tick
+        return guess_at if guess_at > now and s.balance_tiyin > 0 else NONE
+    if measured_balance(s) + s.emergency_credit_tiyin < 0:
+        return next_look_below(s, rules, now)
     set_pace(s, -s.emergency_credit_tiyin)
     if s.notice_ordinal >= 0 or due == NOTICE:
         s.pace_rate = np.inf  # told already: only the balance is watched
         return FOREVER
-    return FOREVER if s.depletes_at == FOREVER else s.depletes_at - rules.notice_us - LOOK_AHEAD_US
+    due_at = s.depletes_at - rules.notice_us
+    spare_us = int(SPARE_US * price_range(book, s.segment, book.schedules[s.schedule].end))
+    if spare_us > 0 and due_at - spare_us > now:
+        s.pace_wh += int(s.pace_rate * SPARE_US)
+        due_at -= spare_us
+    if due_at - LOOK_AHEAD_US > now:
+        return due_at - LOOK_AHEAD_US
+    look_at = min(due_at, rules.until)
+    if rules.quiet_from != NONE and due_at < rules.quiet_next_until:
+        look_at = min(look_at, rules.quiet_from - QUARTER_US)
+    return look_at
+
+
+@compiled
+def next_look_below(s: Account, rules: Any, now: int) -> int:
+    """As next_look, for one that is below zero: nothing can be due before the notice's way to a cut is open."""
+    may_be_cut_at = FOREVER if s.gate_at == NONE else s.gate_at + rules.notice_gap_us
+    if s.notice_ordinal < 0 or may_be_cut_at <= now:
+        return NONE
+    set_pace(s, NONE)
+    s.pace_rate = np.inf  # the receipt is waited for, or the gap after it; use changes nothing
+    return may_be_cut_at
 
 
 @compiled
@@ -203,6 +235,47 @@ def give_notice(s: Account, account: int, book: Book, rules: Any, ledger: Ledger
     send_notice(s, account, rules, ledger, now, LOW_CREDIT, cost(book, book.segments[s.segment].price, month_wh))
     if not s.reachable:
         s.gate_at, s.gate = now, NO_PHONE
+
+
+@compiled
+def begin_episode(s: Account, book: Book, rules: Any, now: int) -> None:
+    """A credit that lifts the forecast clear of the notice begins a new episode (promise 5)."""
+    if s.notice_ordinal >= 0 and forecast_depletion(s, book, 1.0) - now > rules.notice_us:
+        s.episode += 1
+        s.notice_ordinal, s.gate_at, s.gate = -1, NONE, 0
+
+
+@compiled
+def post_payment(
+    s: Account, account: int, wake_at: NDArray[np.int64], ledger: Ledger, what: int, at: int, amount_tiyin: int
+) -> None:
+    """Money, signed, that no use of energy moved: its entry, and a look at the account at the next tick."""
+    s.balance_tiyin += amount_tiyin
+    wake_at[account] = NONE
+    post(ledger, account, what, NO_BASIS, -1, NONE, at, NONE, NONE, 0, amount_tiyin, s.balance_tiyin)
+
+
+@compiled
+def settle_payment(
+    accounts: Accounts,
+    account: int,
+    wake_at: NDArray[np.int64],
+    book: Book,
+    rules: Any,
+    ledger: Ledger,
+    what: int,
+    at: int,
+    amount_tiyin: int,
+    is_credit: bool,
+    now: int,
+    safety_cause: int,
+) -> int:
+    """Post a payment or adjustment and decide at once what is due, all in one call: there are many of them."""
+    s = accounts[account]
+    post_payment(s, account, wake_at, ledger, what, at, amount_tiyin)
+    if is_credit:
+        begin_episode(s, book, rules[s.place], now)
+    return review_account(s, account, wake_at, book, rules[s.place], now, False, safety_cause)
 
 
 @compiled

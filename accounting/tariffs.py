@@ -66,6 +66,18 @@ def segment_at(book: Book, schedule: int, at: int) -> int:
     return segment
 
 
+@compiled
+def price_range(book: Book, first: int, end: int) -> float:
+    """How many times the cheapest kWh of these segments the dearest costs; 0 where some cost nothing."""
+    cheapest, dearest = INT64_MAX, 0
+    for segment in range(first, end):
+        price = book.prices[book.segments[segment].price]
+        for block in range(price.first, price.end):
+            rate = book.blocks[block].rate
+            cheapest, dearest = min(cheapest, rate), max(dearest, rate)
+    return dearest / cheapest if cheapest > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class TariffVersion:
     """One version of a tariff: from `effective_at` (00:00 Asia/Tashkent of its date) these blocks."""

@@ -1,6 +1,6 @@
 """`make bench`: how fast it is, as a table and as bench/latest.json.
 
-    python -m bench [--only STAGE…] [--scale 0.1] [--keep DIR]
+    python -m bench [--only STAGE…] [--scale 0.1] [--keep DIR] [--crashes]
 
 The work is 100,000 meters × 200 half-hours (20 M readings) in 16 partitions, ticks on, under the household tariff and
 the policies of `hisob init`. Every stage is a process of its own, after a small run that compiles the rules. Nothing
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.figures import FIGURES, ratios
-from bench.stages import MEASURING, STAGES, in_order, result_file
+from bench.stages import CRASHES, MEASURING, STAGES, in_order, result_file
 
 ROOT = Path(__file__).parent.parent
 LATEST = ROOT / "bench" / "latest.json"
@@ -47,6 +47,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep files and homes there; what is there is not made anew"
     )
+    parser.add_argument(
+        "--crashes", action="store_true", help="also kill ingest and settle a hundred times: some minutes"
+    )
     return parser.parse_args()
 
 
@@ -54,7 +57,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     """All stages wanted, and those they need that were not kept."""
     (folder / "results").mkdir(exist_ok=True)
     check_scale(folder, options.scale)
-    wanted = options.only or list(MEASURING)
+    wanted = (options.only or list(MEASURING)) + list(CRASHES if options.crashes else ())
     print(title(options.scale), flush=True)
     values: dict[str, Any] = {
         "scale": options.scale,

@@ -49,7 +49,9 @@ FIGURES = (
     Figure("statement_s", "statement of a year", 0.1, "less", "{:.3f} s",
            "a meter's year of half-hours, from the question to JSON, database open; median of 20 after a first"),
     Figure("live_p99_s", "append to event, p99", 2, "less", SECONDS,
-           "5,000 readings/s into the home of all meters, ticks within; seen by what `hisob tail` is made of"),
+           "5,000 readings/s for 30 s, ticks within, from the sixth second on; seen by what `hisob tail` is made of"),
+    Figure("kills_survived", "kill -9, same digest after it", 100, "more", "{:.0f}",
+           "ingest and settle, one process and two, at random moments; the digests compared (tests/test_crashes.py)"),
 )  # fmt: skip
 
 

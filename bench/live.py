@@ -8,6 +8,7 @@ function that `hisob tail entries` is made of.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -33,10 +34,14 @@ APPENDS_PER_S = 5
 READINGS_AN_APPEND = READINGS_PER_S // APPENDS_PER_S
 QUARTER_US = HALF_HOUR_US // 2
 USED_WH = 100  # in a quarter of an hour
+WARMING_S = 5  # not counted: a settle just started loads its compiled rules at the first reading
+PATIENCE_S = 120
 
 
 def live(work: Work) -> dict[str, float]:
-    """Percentiles of the delay of all readings."""
+    """Percentiles of the delay of all readings, the first seconds aside."""
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(appends(work) // APPENDS_PER_S + PATIENCE_S)
     home = work.copied_home("live", "settled")
     with closing(open_log(home.journal)) as journal, closing(open_log(home.events, readonly=True)) as events:
         append_tick(journal, Writer(work).ended_us)  # one that was there already: by it we see that settle is ready
@@ -44,10 +49,20 @@ def live(work: Work) -> dict[str, float]:
             since = {p: EventId(journal.end(p), 0) for p in range(PARTITIONS)}
             command = [sys.executable, "-m", "bench.live", str(work.folder), str(work.scale)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-                seen = see_entries(events, since, int(work.live_seconds) * READINGS_PER_S)
+                seen = see_entries(events, since, appends(work) * READINGS_AN_APPEND)
                 appended = json.loads(writer.communicate()[0])
     p50, p99, most = np.percentile(delays_of(appended, seen), [50, 99, 100]).tolist()
     return {"live_p99_s": p99, "live_p50_s": p50, "live_most_s": most}
+
+
+def appends(work: Work) -> int:
+    """How many times the writer appends."""
+    return (WARMING_S + int(work.live_seconds)) * APPENDS_PER_S
+
+
+def give_up(*_: object) -> None:
+    """Some readings never became entries."""
+    raise TimeoutError(f"entries are missing {PATIENCE_S} s after the last append")
 
 
 def see_entries(events: Log, since: dict[int, EventId], count: int) -> list[tuple[int, NDArray[np.int64], float]]:
@@ -64,11 +79,13 @@ def see_entries(events: Log, since: dict[int, EventId], count: int) -> list[tupl
 def delays_of(
     appended: list[tuple[int, int, float]], seen: list[tuple[int, NDArray[np.int64], float]]
 ) -> NDArray[np.float64]:
-    """Seconds from the append of each reading until its entry was seen."""
+    """Seconds from the append of each reading that counts until its entry was seen."""
+    counts_from = appended[0][2] + WARMING_S
     delays = []
-    for partition, ordinals, at in seen:
-        first, when = zip(*((position, moment) for p, position, moment in appended if p == partition), strict=True)
-        delays.append(at - np.array(when)[np.searchsorted(first, ordinals, side="right") - 1])
+    for partition, ordinals, seen_at in seen:
+        first, moments = zip(*((position, at) for p, position, at in appended if p == partition), strict=True)
+        appended_at = np.array(moments)[np.searchsorted(first, ordinals, side="right") - 1]
+        delays.append((seen_at - appended_at)[appended_at >= counts_from])
     return np.concatenate(delays)
 
 
@@ -82,7 +99,7 @@ class Writer:
         self.partition = np.array([crc32(a.encode()) % PARTITIONS for a in self.account_ids.to_pylist()])
         registers = pq.read_table(work.file("reading.parquet"), columns=["register_wh"])["register_wh"]
         self.last_wh = registers.slice(len(registers) - work.meters).to_numpy()
-        self.meters = work.meters
+        self.meters = work.meters // READINGS_AN_APPEND * READINGS_AN_APPEND  # so that no append lies across a tick
         self.ended_us = START_US + work.half_hours * HALF_HOUR_US
         self.done = 0
 
@@ -131,7 +148,7 @@ def write(work: Work) -> list[tuple[int, int, float]]:
     writer, appended, ticked_us = Writer(work), [], 0
     with closing(open_log(work.home("live").journal)) as journal:
         began = time.monotonic()
-        for number in range(int(work.live_seconds) * APPENDS_PER_S):
+        for number in range(appends(work)):
             time.sleep(max(0.0, began + number / APPENDS_PER_S - time.monotonic()))
             rows = writer.next_rows(number)
             positions = journal.append("bench", rows)

@@ -8,6 +8,7 @@ state and no lookup.
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
 
@@ -27,7 +28,7 @@ from connectors.log import Row
 from connectors.log.body import decode
 from connectors.log.rows import records_in
 from connectors.log.sqlite import create_log, open_log
-from streams.settle import EventSink, JournalSource, SettledRow, _JournalPart, encode_events
+from streams.settle import EventSink, JournalSource, SettledRow, _encoder, _JournalPart, encode_row
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 
@@ -48,17 +49,16 @@ class PassThrough(StatefulBatchLogic[Row, SettledRow, bytes]):
     """As SettleLogic, without a state and without rules."""
 
     def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
-        return [pass_row(row) for row in values], StatefulBatchLogic.RETAIN
+        return [encoding.result() for encoding in [pass_row(row) for row in values]], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> bytes:
         return b""
 
 
-def pass_row(row: Row) -> SettledRow:
+def pass_row(row: Row) -> Future[SettledRow]:
     """A row's readings as so many entries."""
     readings = decode(row.body).batches.get("reading")
-    count, packed = encode_events({"entry": entries_of(readings)}) if readings is not None else (0, b"")
-    return SettledRow(row.partition, row.position, row.end, count, packed, {})
+    return _encoder.submit(encode_row, row, {"entry": entries_of(readings)} if readings is not None else {}, {})
 
 
 def entries_of(readings: pa.RecordBatch) -> pa.RecordBatch:

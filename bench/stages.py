@@ -39,7 +39,8 @@ MEASURING = {
     "statement": Stage("bench.history:statement", ("year",)),
     "live": Stage("bench.live:live", ("settle",)),
 }
-STAGES = {**PREPARING, **MEASURING}
+CRASHES = {"crashes": Stage("bench.crashes:crashes")}
+STAGES = {**PREPARING, **MEASURING, **CRASHES}
 
 
 def in_order(wanted: list[str]) -> list[str]:

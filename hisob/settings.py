@@ -6,8 +6,9 @@ many partitions the logs have is fixed in the logs themselves.
 
 from __future__ import annotations
 
+import json
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -35,6 +36,31 @@ class Settings(BaseSettings):
         gt=0,
         le=86_400,
         description="Seconds between snapshots of the balances' state. A crash costs settling the journal since then again.",
+    )
+    dispatch: Literal["none", "modbus"] = Field(
+        default="none",
+        description='Who carries out commands: "modbus", the switches of devices.csv; "none", an actuator of your own that'
+        " follows `hisob tail commands` and answers with `hisob ingest acknowledgement=-`.",
+    )
+    notify: Literal["outbox", "simulated"] = Field(
+        default="outbox",
+        description='Where notices go: "outbox", the file outbox.ndjson; "simulated", phones that answer as real ones do.',
+    )
+    clock: Literal["wall", "journal"] = Field(
+        default="wall",
+        description='By which clock switches and messages act: "wall", or "journal", the last tick (replays and demos).',
+    )
+    poll_minutes: int = Field(
+        default=15,
+        ge=0,
+        le=1_440,
+        description="Minutes between two readings of each meter of devices.csv, which has to be there for it. 0: no polling.",
+    )
+    load_minutes: int = Field(
+        default=60,
+        ge=0,
+        le=10_080,
+        description="Minutes between two loads into the warehouse while `hisob run` runs. 0: none; Prefect may do them.",
     )
 
     @classmethod
@@ -81,5 +107,5 @@ def settings_text(partitions: int) -> str:
         "# Tariffs and policies are data: hisob ingest tariff=FILE policy=FILE. The schedule of loads is in prefect.yaml.",
     ]
     for name, field in Settings.model_fields.items():
-        lines += ["", f"# {field.description}", f"{name} = {field.default}"]
+        lines += ["", f"# {field.description}", f"{name} = {json.dumps(field.default)}"]
     return "\n".join(lines) + "\n"

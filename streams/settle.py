@@ -15,7 +15,6 @@ A second settle on a home is refused. With several processes bytewax makes a clu
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ import sys
 import threading
 import traceback
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -45,6 +45,7 @@ from accounting.settle import settle_body
 from accounting.snapshot import VERSION, restore, snapshot
 from accounting.state import ACCOUNT
 from connectors.home import Home
+from connectors.locks import hold
 from connectors.log import DivergedError, LogError, NewRow, Row, Transaction
 from connectors.log.body import KIND_NAMES, KIND_NUMBER, decode, encode
 from connectors.log.sqlite import open_log
@@ -64,10 +65,6 @@ IDLE = timedelta(milliseconds=50)
 
 class SettleError(Exception):
     """Settling could not go on; the message says why and what to do next."""
-
-
-class AlreadyRunningError(SettleError):
-    """Another settle holds the home."""
 
 
 class BytewaxError(SettleError):
@@ -117,6 +114,7 @@ class _Run:
 
 
 _run = _Run()
+_encoder = ThreadPoolExecutor(1, "encode")
 
 
 # the three steps
@@ -204,11 +202,11 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         settled: list[SettledRow] = []
         with _run.guarded():
             if not _run.failure:
-                settled = [self.settle(row) for row in values]
+                settled = [encoding.result() for encoding in [self.settle(row) for row in values]]
         return settled, StatefulBatchLogic.RETAIN
 
-    def settle(self, row: Row) -> SettledRow:
-        """One row's events."""
+    def settle(self, row: Row) -> Future[SettledRow]:
+        """One row's events, which are compressed while the next row is settled."""
         if self.partition is None:
             self.partition = Partition(row.partition, unrouted=row.partition == self.partitions - 1)
         if row.position != self.position:
@@ -218,8 +216,7 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         runs = [(KIND_NAMES[k], c) for k, c in zip(body.runs_kind.tolist(), body.runs_count.tolist(), strict=True)]
         events = settle_body(self.partition, row.position, runs, body.batches)
         self.position = row.end
-        count, packed = encode_events(events)
-        return SettledRow(row.partition, row.position, row.end, count, packed, dict(self.partition.ignored))
+        return _encoder.submit(encode_row, row, events, dict(self.partition.ignored))
 
     def snapshot(self) -> bytes:
         """The state, and the position it stands at; nothing if the first row failed."""
@@ -229,11 +226,12 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         return self.position.to_bytes(8, "little") + snapshot(self.partition)
 
 
-def encode_events(events: dict[str, pa.RecordBatch]) -> tuple[int, bytes]:
-    """Events as a body, one run a kind (each event knows its place by itself); how many."""
+def encode_row(row: Row, events: dict[str, pa.RecordBatch], ignored: dict[str, int]) -> SettledRow:
+    """A journal row's events as a body, one run a kind: each event knows its place by itself."""
     kinds = np.array([KIND_NUMBER[kind] for kind in events], np.uint8)
     counts = np.array([batch.num_rows for batch in events.values()], np.uint32)
-    return int(counts.sum()), encode((kinds, counts), events) if events else b""
+    body = encode((kinds, counts), events) if events else b""
+    return SettledRow(row.partition, row.position, row.end, int(counts.sum()), body, ignored)
 
 
 class EventSink(DynamicSink[tuple[str, SettledRow]]):
@@ -300,8 +298,10 @@ def settle_flow(source: JournalSource, sink: EventSink) -> Dataflow:
 
 
 def run_settle(home: Home, *, drain: bool, processes: int = 1, snapshot_every_s: float = 60.0) -> bool:
-    """Settle the journal: until it is used up (`drain`, True then), or until SIGTERM or SIGINT (False). Raises SettleError."""
-    with hold_home(home) as lock:
+    """Settle the journal: until it is used up (`drain`, True then), or until SIGTERM or SIGINT (False). Raises
+    SettleError, and AlreadyRunningError where another one holds the home.
+    """
+    with hold(home.run / "settle.lock", "settle") as lock:
         check_logs(home)
         prepare_recovery(home)
         if processes == 1:
@@ -365,26 +365,6 @@ def _panics_explained(home: Home) -> Iterator[None]:
             f" If it ends so again, delete {home.recovery}: the journal is then settled from its beginning, and nothing is"
             " written twice."
         ) from error
-
-
-@contextlib.contextmanager
-def hold_home(home: Home) -> Iterator[int]:
-    """Hold the home for settling. Raises AlreadyRunningError, naming the pid that has it."""
-    home.run.mkdir(exist_ok=True)
-    descriptor = os.open(home.run / "settle.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(descriptor, 32).decode().strip() or "unknown"
-            msg = f"settle already runs on {home.path} as pid {pid}; stop that one first, or let it do the work."
-            raise AlreadyRunningError(msg) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield descriptor
-        os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
 def check_logs(home: Home) -> None:

@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from connectors.locks import AlreadyRunningError, hold
 from connectors.log import Row
 from connectors.log.body import _plain, decode, unpack
 from connectors.log.rows import follow
 from connectors.log.sqlite import _checksum, create_log, open_log
 from streams import settle as settling
 from streams.ingest import ingest_files
-from streams.settle import AlreadyRunningError, SettleError, hold_home, run_settle
+from streams.settle import SettleError, run_settle
 from tests.journals import journal_of, rows_of
 from tests.whole_homes import (
     PARTITIONS,
@@ -38,7 +39,6 @@ from tests.whole_homes import (
     finish,
     hisob,
     ingest,
-    is_alive,
     is_free,
     is_settled,
     kill_at_random,
@@ -53,8 +53,8 @@ from tests.whole_homes import (
 
 KILLS = int(os.environ.get("HISOB_TEST_KILLS", "20"))
 KILLS_A_HOME = 3
-FOLDER = case("all-2")
-BATCH_ROWS, TURN = 25, 500  # the journal: some thousand rows, written in some forty turns
+FOLDER = case("adversary-12")
+BATCH_ROWS, TURN = 8, 50  # the journal: thousands of rows, written in some twenty turns
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_process_of_two_killed_at_random_moments_ends_both_and_both_begin_agai
             parent.join(random.uniform(0, longest_s))
             if children := children_of(parent.pid):
                 os.kill(random.choice(children), signal.SIGKILL)
-                wait_until(lambda gone=children: not any(is_alive(pid) for pid in gone))
+                wait_until(lambda: parent.exitcode is not None or not set(children) & set(children_of(parent.pid)))  # noqa: B023
                 kills += 1
         finish(parent)
         assert digest_of(home) == digest
@@ -211,7 +211,7 @@ def test_a_drain_that_is_stopped_has_not_done_what_it_says(journalled, tmp_path)
 
 def test_a_second_settle_is_refused_and_names_the_first(settled, tmp_path):
     home = copied(settled, tmp_path / "home")
-    with hold_home(home):
+    with hold(home.run / "settle.lock", "settle"):
         with pytest.raises(AlreadyRunningError, match=f"pid {os.getpid()}"):
             run_settle(home, drain=True)
         refused = hisob(home.path, "settle", "--drain")

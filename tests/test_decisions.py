@@ -247,6 +247,9 @@ def test_the_evidence_of_a_cut_holds_all_it_was_decided_on():
         "position": f"0-{len(story.journal) - 1}",
         "forecast": {"depletes_at": "2025-09-01T05:00:00+00:00"},
         "policies": ["default-disconnect-window", "default-quiet-hours", "default-threshold"],
+        "district": "d",
+        "feeder": "f",
+        "caps": {"per_hour": 500, "per_feeder_hour": 50},
         "last_measured": {"meter_id": "M-A", "read_at": "2025-09-01T05:00:00+00:00", "register_wh": 41_000},
         "tariff": "t",
         "notice": {
@@ -262,16 +265,19 @@ def test_no_cut_while_the_emergency_credit_lasts():
     """Promise 1. At 10:00 the balance is −170,000: with just as much emergency credit the cut waits for the next reading."""
     for emergency_credit, at in ((169_999, MONDAY_1000), (170_000, MONDAY_1000 + 2 * QUARTER)):
         story = ready_to_be_cut(emergency_credit_tiyin=emergency_credit)
+        all_awake(story.partition)
         story.until("2025-09-01 11:00")
         assert cuts(story) == [at]
 
 
 def test_no_cut_at_zero():
-    """Promise 1."""
+    """Promise 1. Also where the light would come back at no less than 1 tiyin, and where the tick looks at everybody."""
     for missing, expected in ((1, [MONDAY_1000]), (0, [])):
         story = ready_to_be_cut()
+        story.policy("more", "threshold", {"reconnect_tiyin": 1})
         story.meters["A"].use_w = 0
         story.adjust(-story.balance - missing + 1_250)  # used from 09:30 to 09:45, and read at 10:00
+        all_awake(story.partition)
         story.until("2025-09-01 15:45")
         assert story.balance == -missing
         assert cuts(story) == expected
@@ -280,6 +286,7 @@ def test_no_cut_at_zero():
 def test_no_cut_on_a_standing_estimate_alone():
     """Promise 1: on measured registers there is credit left, by the estimate there is none."""
     story = ready_to_be_cut(7 * DAY_TIYIN // 2, until="2025-09-01 09:30")
+    story.policy("more", "threshold", {"reconnect_tiyin": 1_000_000})
     story.meters["A"].is_read = False
     story.until("2025-09-01 09:45")
     story.take("reading", **story.reading(register_wh=story.meters["A"].register_wh + 2_000, status="estimated"))

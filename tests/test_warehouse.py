@@ -205,7 +205,7 @@ def test_a_file_is_sorted_by_account_whatever_its_dictionary_holds():
 # ---- killed at any step ----------------------------------------------------------------------------------------------
 
 KILLED = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 from connectors.home import Home
 from tests import warehouse_homes
@@ -213,19 +213,18 @@ from warehouse import lake, load, publish
 
 home, module, name, when, count = sys.argv[1:]
 lake.SLICE_RECORDS = 2000
-calls = 0
+calls = itertools.count(1)  # several threads write files
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def dying(function):
     def call(*arguments, **named):
-        global calls
-        calls += 1
-        if when == "before" and calls == int(count):
+        call_number = next(calls)
+        if when == "before" and call_number == int(count):
             die()
         result = function(*arguments, **named)
-        if when == "after" and calls == int(count):
+        if when == "after" and call_number == int(count):
             die()
         return result
     return call

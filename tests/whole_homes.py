@@ -23,13 +23,14 @@ from typing import Any
 from unittest.mock import patch
 
 from connectors.home import Home
+from connectors.locks import is_held
 from connectors.log.digest import digest_events
 from connectors.log.rows import lag_of
 from connectors.log.sqlite import open_log
 from hisob.homes import make_home
 from streams.cluster import free_addresses, wait_for_peers
 from streams.ingest import ingest_files
-from streams.settle import AlreadyRunningError, hold_home, prepare_recovery, run_settle, run_worker
+from streams.settle import prepare_recovery, run_settle, run_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = sorted(path for path in (ROOT / "tests" / "cases").iterdir() if path.is_dir())
@@ -86,11 +87,7 @@ def is_settled(home: Home) -> bool:
 
 def is_free(home: Home) -> bool:
     """Whether nobody settles it."""
-    try:
-        with hold_home(home):
-            return True
-    except AlreadyRunningError:
-        return False
+    return not is_held(home.run / "settle.lock")
 
 
 def wait_until(what: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
@@ -167,13 +164,6 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ that the order is kept without a column for it. In the body columns are *packed*
 `account_id` of readings share one code (a dictionary of pairs), a column without a value is left out. `unpacked` gives the
 contract's columns back (`accounting.records`); strings stay dictionary arrays.
 
-Numbers that all fit in 32 bits may lie so; an entry's `from_wh` may be left out where it is `to_wh − usage_wh`.
+Numbers that all fit in 32 bits may lie so, dictionary codes in 8 or 16; an entry's `from_wh` may be left out where it is
+`to_wh − usage_wh`.
 
 Events carry two columns more, `ordinal` and `n` (an event's id with the row's partition). Packed, an ordinal is the step from
 the one before it, which costs nothing to store.
@@ -172,6 +173,8 @@ def unpack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
             array = pa.nulls(batch.num_rows, _CODES if pa.types.is_string(field.type) else field.type)
         elif pa.types.is_integer(array.type) and array.type != field.type:
             array = array.cast(field.type)
+        elif pa.types.is_dictionary(array.type) and array.type != _CODES:
+            array = array.cast(_CODES)
         columns[field.name] = array
     return pa.record_batch(columns)
 
