@@ -11,6 +11,8 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where this is set, every process would compile every module of every library anew: a second or two each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A Python named now, other than the one .venv was made with, makes it anew.
 ifneq ($(PYTHON),)
@@ -20,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format lock clean anew
+.PHONY: help demo prefect test check bench format lock clean anew
 
 help: ## what can be made
 	@echo "Hisob: prepaid electricity, end to end. make ..."
@@ -29,6 +31,10 @@ help: ## what can be made
 demo: $(READY) ## a district on real readings, from meters to audit, in under two minutes
 	@echo "demo: a district on real readings"
 	@$(BIN)/hisob demo $(ARGS)
+
+prefect: $(READY) ## Prefect for the home HISOB_HOME (or hisob-data): server, worker, a load each hour
+	@echo "prefect: on $(or $(HISOB_HOME),hisob-data), until Ctrl-C"
+	@$(BIN)/python -m flows.local $(or $(HISOB_HOME),hisob-data) $(ARGS)
 
 test: $(READY) ## all tests
 	@echo "test: pytest on $(WORKERS) processes"

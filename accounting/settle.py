@@ -129,6 +129,8 @@ def to_records(kind: str, batch: pa.RecordBatch) -> list[Record]:
                 array = array.cast(pa.int64())
             elif pa.types.is_date(field.type):
                 array = array.cast(pa.int32())
+            elif pa.types.is_dictionary(array.type):
+                array = array.dictionary_decode()  # or each value would be boxed anew
             columns[field.name] = array.to_pylist()
         else:
             columns[field.name] = [None] * batch.num_rows

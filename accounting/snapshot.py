@@ -76,14 +76,13 @@ def restore(data: bytes) -> Partition:
     p = Partition(0)
     _restore_side_tables(p, json.loads(bytes(side)))
     rows = np.frombuffer(accounts, ACCOUNT)
-    room = max(16, len(rows) + len(rows) // 8)
+    more = max(16, len(rows) // 8)
     p.count = len(rows)
-    p.accounts = new_accounts(room)
-    p.accounts[: p.count] = rows
-    p.wake_at = np.full(room, FOREVER)
-    p.wake_at[: p.count] = np.frombuffer(wake_at, np.int64)
+    p.accounts = np.concatenate([rows, new_accounts(more)])
+    p.wake_at = np.concatenate([np.frombuffer(wake_at, np.int64), np.full(more, FOREVER)])
     batch = _open(strings)
-    p.ids, p.phones, p.languages = (batch.column(name).to_pylist() for name in ("id", "phone", "language"))
+    p.ids, p.phones = (batch.column(name).to_pylist() for name in ("id", "phone"))
+    p.languages = batch.column("language").dictionary_decode().to_pylist()  # a dictionary's values are boxed one by one
     p.index = {account_id: i for i, account_id in enumerate(p.ids) if i}
     p.meters = {meter: code for code, meter in enumerate(_open(meters).column("meter").to_pylist())}
     for i, key, payment_at, content, amount, is_reversal, was_reversed in zip(
@@ -132,7 +131,7 @@ def _side_tables(p: Partition) -> dict[str, Any]:
         "held_records": [[*held, text] for held, text in p.held_records.items()],
         "policies": [list(asdict(policy).values()) for policy in p.policies.values()],
         "policy_count": p.policy_count,
-        "places": [list(asdict(place).values()) for place in p.places],
+        "places": [[place.district, place.feeder, place.account] for place in p.places],
         "commands": p.commands,
         "effects": [[*number, *effect] for number, effect in p.effects.items()],
         "last_tick": p.last_tick,
