@@ -117,6 +117,7 @@ class Partition:
         self.rules_from, self.rules_until = FOREVER, NONE
         self.meter_names: list[str] = []
         self.pairs: tuple[Any, Any, Any] | None = None  # of the last readings: dictionary, accounts, meters (all found)
+        self.named: tuple[Any, Any] | None = None  # of the last events: numbers of accounts, and their ids as an array
         self.place_index = {place: i for i, place in enumerate(self.places)}
 
     # accounts

@@ -175,7 +175,9 @@ def _forbidding(policies: list[Policy], place: Place, at: int) -> Policy | None:
 
 
 def _moratoria_from(policies: list[Policy], place: Place, at: int) -> list[int]:
-    return [p.starts_at for p in policies if p.kind == "moratorium" and p.starts_at > at and p.covers(place)]
+    """When moratoria begin that are to come; not those called off before they begin."""
+    coming = [p for p in policies if p.kind == "moratorium" and p.starts_at > at and p.covers(place)]
+    return [p.starts_at for p in coming if p.ends_at is None or p.ends_at > p.starts_at]
 
 
 def _minutes(text: str) -> int:

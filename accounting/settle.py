@@ -213,7 +213,7 @@ def _entries(p: Partition) -> pa.RecordBatch:
     columns = {
         "ordinal": number(STEP, "ordinal"),
         "n": pa.array(n),
-        "account_id": _names(account, p.ids),
+        "account_id": _account_ids(p, account),
         "kind": _coded(kinds[0], ENTRY_KINDS),
         "from_at": pa.array(from_at, mask=None if timed else from_at == NONE).cast(TIME),
         "to_at": pa.array(to_at).cast(TIME),
@@ -235,7 +235,7 @@ def _forecasts(p: Partition) -> pa.RecordBatch:
     columns = {
         "ordinal": pa.array(np.diff(column["ordinal"], prepend=0)),
         "n": pa.array(column["n"]),
-        "account_id": _names(column["account"], p.ids),
+        "account_id": _account_ids(p, column["account"]),
         "forecast_at": pa.array(column["forecast_at"]).cast(TIME),
         "balance_tiyin": narrow(column["balance_tiyin"]),
         "usage_wh_per_day": _numbers(column["usage_wh_per_day"]),
@@ -262,28 +262,26 @@ def _rows(kind: str, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
 
 
 @compiled
-def _compact(
-    codes: NDArray[np.int32], seen: NDArray[np.int32], used: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], int]:
-    found = 0
+def _compact(codes: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Numbers below `count` renumbered without gaps, in the same order; and which there are."""
+    place = np.full(count, -1, np.int32)
+    for i in range(codes.size):
+        place[codes[i]] = 0
+    used = np.flatnonzero(place == 0).astype(np.int32)
+    for k in range(used.size):
+        place[used[k]] = k
     out = np.empty_like(codes)
     for i in range(codes.size):
-        code = codes[i]
-        if seen[code] < 0:
-            seen[code] = found
-            used[found] = code
-            found += 1
-        out[i] = seen[code]
-    return out, found
+        out[i] = place[codes[i]]
+    return out, used
 
 
-def _names(codes: NDArray[np.int32], names: list[str]) -> pa.DictionaryArray:
-    """Names by number, with only those in the dictionary that occur, in order of appearance."""
-    used = np.empty(min(len(codes), len(names)), np.int32)
-    out, found = _compact(codes, np.full(len(names), -1, np.int32), used)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(out), pa.array([names[i] for i in used[:found].tolist()], pa.string())
-    )
+def _account_ids(p: Partition, account: NDArray[np.int32]) -> pa.DictionaryArray:
+    """The ids of accounts by number, with only those in the dictionary that occur: mostly the same as in the body before."""
+    codes, used = _compact(account, p.count)
+    if p.named is None or not np.array_equal(p.named[0], used):
+        p.named = used, pa.array([p.ids[i] for i in used.tolist()], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(codes), p.named[1])
 
 
 def _coded(codes: NDArray[np.int32] | NDArray[np.int8], names: Sequence[str]) -> pa.Array:

@@ -79,7 +79,9 @@ def restore(data: bytes) -> Partition:
     more = max(16, len(rows) // 8)
     p.count = len(rows)
     p.accounts = np.empty(len(rows) + more, ACCOUNT)
-    p.accounts.view(np.uint8)[: accounts.size] = np.frombuffer(accounts, np.uint8)  # as rows it takes four times as long
+    p.accounts.view(np.uint8)[: accounts.size] = np.frombuffer(
+        accounts, np.uint8
+    )  # as rows it takes four times as long
     p.accounts[len(rows) :] = new_accounts(more)
     p.wake_at = np.concatenate([np.frombuffer(wake_at, np.int64), np.full(more, FOREVER)])
     batch = _open(strings)

@@ -618,6 +618,15 @@ def test_a_command_to_cut_does_not_outlive_the_start_of_a_moratorium():
     assert cuts(story) == [MONDAY_1000]
 
 
+def test_a_moratorium_called_off_before_it_begins_shortens_no_command():
+    story = ready_to_be_cut()
+    begins_at = local("2025-09-01 13:05")
+    story.policy("frost", "moratorium", starts_at=begins_at)
+    story.policy("frost", "moratorium", starts_at=begins_at, ends_at=begins_at)
+    story.until(MONDAY_1000)
+    assert story.events["command"][0]["expires_at"] == MONDAY_1600
+
+
 def test_closing_ends_a_cut_so_that_the_next_customer_has_light():
     """In flight or done: the debt stays with the account, the meter goes on to whoever comes next."""
     for story in (cut(), switched_off()):
