@@ -203,6 +203,11 @@ class Directory:
         """How many records of the journal it has come past."""
         return sum(self._positions)
 
+    def knows(self, account_id: str) -> bool:
+        """Whether a version of the account has arrived."""
+        number = pc.index(self.accounts.texts(), account_id).as_py()
+        return NONE < number < len(self._is_known) and bool(self._is_known[number])
+
     @property
     def waiting_count(self) -> int:
         """How many readings wait for a claim on their meter."""

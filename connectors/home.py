@@ -59,3 +59,23 @@ class Home:
     def run(self) -> Path:
         """Lock files and pids of what runs on the home."""
         return self.path / "run"
+
+    @property
+    def clock_lock(self) -> Path:
+        """The lease of the clock: whoever holds it makes the ticks, and nobody else does."""
+        return self.run / "clock.lock"
+
+    @property
+    def inbox(self) -> Path:
+        """Files of records dropped here are journalled while the home is live, and moved to its `taken` or `refused`."""
+        return self.path / "inbox"
+
+    @property
+    def devices(self) -> Path:
+        """Where each meter and its switch is to be reached."""
+        return self.path / "devices.csv"
+
+    @property
+    def processes(self) -> Path:
+        """What `hisob run` says of its processes."""
+        return self.run / "run.json"

@@ -1,8 +1,9 @@
 """The command line: `hisob --home DIR COMMAND …`.
 
-Each command is a module of hisob/commands with a function of the command's name; only the one that is called is imported.
-A command gets its home by `commands.home_of(context)`. Exit codes: 0 if it did what it says, 2 for wrong use, 1 for all else.
-What goes wrong is told in one paragraph on stderr that says what to do next; HISOB_DEBUG=1 shows where it happened.
+Each command is a module of hisob/commands with a function (or a Typer group) of the command's name; only the one that
+is called is imported. A command gets its home by `commands.home_of(context)`. Exit codes: 0 if it did what it says, 2
+for wrong use, 1 for all else. What goes wrong is told in one paragraph on stderr that says what to do next;
+HISOB_DEBUG=1 shows where it happened.
 """
 
 from __future__ import annotations
@@ -26,12 +27,26 @@ COMMANDS = (
     "init",
     "ingest",
     "settle",
+    "run",
+    "clock",
+    "poll",
+    "dispatch",
+    "notify",
     "load",
     "query",
     "statement",
+    "why",
+    "tariff",
+    "refused",
+    "held",
+    "health",
+    "policy",
+    "order",
+    "pay",
     "tail",
     "status",
     "digest",
+    "simulate-meters",
 )
 OURS = {"accounting", "connectors", "streams", "warehouse", "flows", "hisob"}
 
@@ -40,14 +55,20 @@ class _Commands(TyperGroup):
     """The commands that there are modules of, each imported when it is asked for."""
 
     def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 (Typer gives it)
-        return [name for name in COMMANDS if find_spec(f"hisob.commands.{name}")]
+        return [name for name in COMMANDS if find_spec(_module_of(name))]
 
     def get_command(self, ctx: object, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = typer.Typer(add_completion=False)
-        command.command(cmd_name)(getattr(import_module(f"hisob.commands.{cmd_name}"), cmd_name))
+        command = getattr(import_module(_module_of(cmd_name)), cmd_name.replace("-", "_"))
+        if not isinstance(command, typer.Typer):  # a group of commands is one already
+            function, command = command, typer.Typer(add_completion=False)
+            command.command(cmd_name)(function)
         return typer.main.get_command(command)
+
+
+def _module_of(name: str) -> str:
+    return f"hisob.commands.{name.replace('-', '_')}"
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

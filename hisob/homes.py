@@ -28,13 +28,17 @@ from hisob.errors import HisobError
 from hisob.settings import settings_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 PRODUCER = "init"
 
 
-def make_home(path: Path, partitions: int) -> Home:
-    """A home in this folder, with so many account partitions and the unrouted one. Raises HisobError where there is one."""
+def make_home(path: Path, partitions: int, settings: Mapping[str, object] | None = None) -> Home:
+    """A home in this folder, with so many account partitions and the unrouted one. Raises HisobError where there is one.
+
+    settings: those that are not to be at their defaults.
+    """
     home = Home(path.absolute())
     if home.settings.exists():
         raise HisobError(f"There is a home in {path} already. Name another folder: hisob --home DIR init", exit_code=2)
@@ -59,15 +63,14 @@ def make_home(path: Path, partitions: int) -> Home:
                     raise HisobError(
                         f"{log_path} was begun by another version of Hisob: complete the home with that one, or name another."
                     ) from error
-    _write_last(home.settings, settings_text(partitions))
+    _write_last(home.settings, settings_text(partitions, settings or {}))
     return home
 
 
 def default_records() -> tuple[int, bytes]:
     """The records that every partition begins with, tariffs first: their count and a row's body. The same at any time."""
-    data = files("hisob.data")
-    tariffs = _tariff_rows(data.joinpath("tariffs-uz.csv").read_text(encoding="utf-8"))
-    policies = _policy_rows(data.joinpath("policies.json").read_text(encoding="utf-8"))
+    tariffs = tariff_rows()
+    policies = _policy_rows(files("hisob.data").joinpath("policies.json").read_text(encoding="utf-8"))
     batches = {
         kind: pack(kind, pa.RecordBatch.from_pylist(rows, schema=RECORD_SCHEMAS[kind]))
         for kind, rows in (("tariff", tariffs), ("policy", policies))
@@ -77,8 +80,9 @@ def default_records() -> tuple[int, bytes]:
     return int(counts.sum()), encode((kinds, counts), batches)
 
 
-def _tariff_rows(text: str) -> list[dict[str, Any]]:
-    """The rows of the tariff file, those of one version together and numbered, as ingest would have them."""
+def tariff_rows() -> list[dict[str, Any]]:
+    """The rows of the tariff book we ship, those of one version together and numbered, as ingest would have them."""
+    text = files("hisob.data").joinpath("tariffs-uz.csv").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = [
         {
             **row,

@@ -17,6 +17,7 @@ from connectors.home import Home
 from hisob.errors import HisobError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -99,13 +100,13 @@ def load_settings(home: Home) -> Settings:
         raise HisobError(f"A setting of {home.settings} or of HISOB_… is wrong: {wrong}.", exit_code=2) from error
 
 
-def settings_text(partitions: int) -> str:
-    """The hisob.toml of a new home: every setting at its default, under its description."""
+def settings_text(partitions: int, values: Mapping[str, object]) -> str:
+    """The hisob.toml of a new home: every setting under its description, at its default but for those given."""
     lines = [
         "# The settings of this Hisob home. Each may also be given for one call: HISOB_BATCH_ROWS=10000 hisob ingest …",
         f"# The logs were made with {partitions} account partitions, fixed for the life of the home.",
         "# Tariffs and policies are data: hisob ingest tariff=FILE policy=FILE. The schedule of loads is in prefect.yaml.",
     ]
     for name, field in Settings.model_fields.items():
-        lines += ["", f"# {field.description}", f"{name} = {json.dumps(field.default)}"]
+        lines += ["", f"# {field.description}", f"{name} = {json.dumps(values.get(name, field.default))}"]
     return "\n".join(lines) + "\n"

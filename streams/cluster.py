@@ -6,7 +6,6 @@ started them is gone, killed even, they end by themselves.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -18,8 +17,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from streams.stopping import stop_on_signals
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 GIVE_UP = 3  # exit code of a process for which starting anew would not help; it has said why
 RESTARTS = 5  # in a row, none of which lasted LASTED_S
@@ -37,9 +38,8 @@ def run_cluster(module: str, spec: Mapping[str, Any], processes: int, *, keep_op
 
     False: SIGTERM or SIGINT ended them. keep_open: file descriptors, locks for example, that each process has too.
     """
-    stopping = threading.Event()
     restarts = 0
-    with _stop_on_signals(stopping):
+    with stop_on_signals() as stopping:
         while True:
             began = time.monotonic()
             codes = _run_once(module, spec, processes, keep_open, stopping)
@@ -53,19 +53,6 @@ def run_cluster(module: str, spec: Mapping[str, Any], processes: int, *, keep_op
             if restarts > RESTARTS:
                 raise ClusterError(f"its processes ended {restarts} times in a row ({_in_words(codes)}).")
             print(f"{module}: {_in_words(codes)}; all are started again.", file=sys.stderr)  # noqa: T201
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stopping: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run_once(

@@ -86,12 +86,15 @@ def ingest_files(
     on_progress: OnProgress = lambda *_: None,
     now_us: int | None = None,
     directory: Directory | None = None,
+    makes_ticks: bool = True,
 ) -> IngestReport:
     """Journal files, each a (kind, path); the path `-` is standard input. Records that arrive after `now_us` are
     unreadable.
 
-    Who calls often keeps a `directory`, of this home alone: it need not be read anew then. After an error it is of no
-    use.
+    makes_ticks: false where a clock makes them (`streams.clock`). Live, time passes by that clock alone: records that
+    come in by a file arrive now, whatever moment they name, and the ticks that the clock has missed are not made up by
+    them. Who calls often keeps a `directory`, of this home alone: it need not be read anew then. After an error it is
+    of no use.
 
     Raises WrongUseError where nothing can be taken, IngestError or a LogError where it could not go on: what is
     journalled by then
@@ -107,7 +110,7 @@ def ingest_files(
         loaded = directory.heard
         call = _Call(log, directory, scratch, now_us if now_us is not None else time.time_ns() // 1000, on_progress)
         call.stage(files)
-        call.journal(batch_rows)
+        call.journal(batch_rows, makes_ticks=makes_ticks)
         if directory.heard - loaded >= SAVE_AFTER:
             directory.save(saved, log)
         return call.report
@@ -217,13 +220,14 @@ class _Call:
         return spool
 
     # -- journalling
-    def journal(self, batch_rows: int) -> None:
+    def journal(self, batch_rows: int, *, makes_ticks: bool) -> None:
         """Merge what was read and append it, turn by turn."""
         self._directory.catch_up(self._log)
         sources = list(self._sources())
         total = sum(file.staged.taken + file.staged.refused - file.done - file.done_bad for file in self._files)
         size = min(max(self._directory.partitions * batch_rows * 7 // 8, LEAST_CHUNK), MOST_CHUNK)
-        journalling = Journalling(self._log, self._directory, [source.kind for source in sources], batch_rows)
+        kinds = [source.kind for source in sources]
+        journalling = Journalling(self._log, self._directory, kinds, batch_rows, makes_ticks=makes_ticks)
         done = 0
         for chunk, is_last in regroup(merge([source.batches for source in sources]), size):
             rest = chunk

@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import sys
 import threading
@@ -50,6 +49,7 @@ from connectors.log import DivergedError, LogError, NewRow, Row, Transaction
 from connectors.log.body import KIND_NAMES, KIND_NUMBER, decode, encode
 from connectors.log.sqlite import open_log
 from streams import cluster
+from streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -324,7 +324,7 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    with closing(JournalSource(home, drain=drain)) as source, _stop_on_signals():
+    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop):
         flow = settle_flow(source, EventSink(home))
         with _panics_explained(home):
             cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
@@ -337,19 +337,6 @@ def run_worker(
     if _run.failure:
         raise _run.failure
     return not _run.stop.is_set()
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: _run.stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -392,7 +379,8 @@ def prepare_recovery(home: Home) -> None:
     if home.recovery.exists():
         shutil.rmtree(home.recovery)
     home.recovery.mkdir(parents=True)
-    init_db_dir(home.recovery, RECOVERY_PARTITIONS)  # type: ignore[no-untyped-call]
+    with _panics_explained(home):
+        init_db_dir(home.recovery, RECOVERY_PARTITIONS)  # type: ignore[no-untyped-call]
     marker.write_text(version)
 
 

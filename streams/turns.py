@@ -75,34 +75,66 @@ def pass_ticks(
 # ---- the turn --------------------------------------------------------------------------------------------------------
 class Journalling:
     """Takes turns at the journal. `kinds` says what each source of the chunks holds; batch_rows, how long a row may
-    be.
+    be; producer, under what name rows are appended; makes_ticks is false where a clock makes them.
     """
 
-    def __init__(self, log: Log, directory: Directory, kinds: Sequence[str], batch_rows: int) -> None:
-        self._log, self._directory, self._batch_rows = log, directory, batch_rows
+    def __init__(
+        self,
+        log: Log,
+        directory: Directory,
+        kinds: Sequence[str],
+        batch_rows: int,
+        *,
+        producer: str = PRODUCER,
+        makes_ticks: bool = True,
+    ) -> None:
+        self._log, self._directory, self._batch_rows, self._producer = log, directory, batch_rows, producer
+        self._makes_ticks = makes_ticks
         self._kinds = np.array([KIND_NUMBER[kind] for kind in kinds], np.uint8)
 
     def take_turn(self, transaction: Transaction, chunk: Chunk, next_tick: int | None, *, is_last: bool) -> Turn:
-        """Append the chunk, or as much of its beginning as one turn should take. The directory has caught up."""
-        share = _Share(chunk, self._kinds, self._directory)
-        routes = self._directory.follow(share.arrivals, room=MOST_WOKEN)
-        share.route(routes)
-        arrival = chunk.arrival[: routes.taken]
-        starts = share.starts_clock_at() if next_tick is None else None
-        ticks, before, next_tick = pass_ticks(
-            arrival,
-            None if starts is None else int(arrival[starts]),
-            next_tick,
-            is_last=is_last and routes.taken == len(chunk),
-        )
-        share.set_ticks(ticks, before)
+        """Append the chunk, or as much of its beginning as one turn should take, with the ticks that pass meanwhile.
+        The directory has caught up.
+        """
+        share, routes = self._route(chunk, room=MOST_WOKEN)
+        count = 0
+        if self._makes_ticks:
+            arrival = chunk.arrival[: routes.taken]
+            starts = share.starts_clock_at() if next_tick is None else None
+            ticks, before, next_tick = pass_ticks(
+                arrival,
+                None if starts is None else int(arrival[starts]),
+                next_tick,
+                is_last=is_last and routes.taken == len(chunk),
+            )
+            share.set_ticks(ticks, before)
+            count = len(ticks)
+        routed_on = self._wake(transaction, share, routes)
+        self._append(transaction, share)
+        return Turn(routes.taken, count, routed_on, next_tick)
 
+    def take_whole(self, transaction: Transaction, chunk: Chunk) -> tuple[Ints, Ints]:
+        """Append all of the chunk, whatever it wakes, and no ticks: those are the clock's. The partition and the ordinal of
+        each record; of what stands everywhere, those in *unrouted*.
+        """
+        share, routes = self._route(chunk, room=np.iinfo(np.int64).max)
+        self._wake(transaction, share, routes)
+        places = share.places(transaction)
+        self._append(transaction, share)
+        return places
+
+    def _route(self, chunk: Chunk, *, room: int) -> tuple[_Share, Routes]:
+        share = _Share(chunk, self._kinds, self._directory)
+        routes = self._directory.follow(share.arrivals, room=room)
+        share.route(routes)
+        return share, routes
+
+    def _wake(self, transaction: Transaction, share: _Share, routes: Routes) -> int:
+        """Route on what waited for the claims of this turn: how many."""
         unrouted = self._directory.unrouted
         kinds, rows = share.sequence(unrouted)
         waiting = np.flatnonzero(kinds == READING_NUMBER)
-        routed_on = share.wake(routes, self._log, rows[waiting], transaction.end(unrouted) + waiting)
-        self._append(transaction, share)
-        return Turn(routes.taken, len(ticks), routed_on, next_tick)
+        return share.wake(routes, self._log, rows[waiting], transaction.end(unrouted) + waiting)
 
     def _append(self, transaction: Transaction, share: _Share) -> None:
         """Encode the rows, several at once (compressing needs no GIL), and append them partition by partition."""
@@ -114,7 +146,7 @@ class Journalling:
             ]
             for partition, kinds, body in rows:
                 position = transaction.end(partition)
-                transaction.append(PRODUCER, [NewRow(partition, position, len(kinds), body.result())])
+                transaction.append(self._producer, [NewRow(partition, position, len(kinds), body.result())])
                 has_readings = bool((kinds == READING_NUMBER).any())
                 self._directory.note_appended(partition, position, len(kinds), has_readings=has_readings)
 
@@ -216,15 +248,28 @@ class _Share:
 
     def sequence(self, partition: int) -> tuple[NDArray[np.uint8], Ints]:
         """What the partition gets, in order: of each record its kind's number and its row among those of its kind."""
-        own = np.flatnonzero((self._partition == partition) | (self._partition == EVERYWHERE))
-        woken = np.flatnonzero(self._woken_partition == partition)
+        own, woken, order = self._order(partition)
         before_woken = len(self._readings) - len(self._woken_by)
-        # Between two records: first what the former woke, then the ticks that passed.
-        key = np.concatenate((3 * own + 1, 3 * self._woken_by[woken] + 2, 3 * self._ticks_before))
-        order = np.argsort(key, kind="stable")
         kinds = np.repeat(np.array([READING_NUMBER, TICK_NUMBER], np.uint8), (len(woken), len(self._ticks)))
         rows = (self._row[own], before_woken + woken, np.arange(len(self._ticks)))
         return np.concatenate((self._kind[own], kinds))[order], np.concatenate(rows)[order]
+
+    def _order(self, partition: int) -> tuple[Ints, Ints, Ints]:
+        """What the partition gets: the places of records, the woken readings, and the order of these, then of the ticks."""
+        own = np.flatnonzero((self._partition == partition) | (self._partition == EVERYWHERE))
+        woken = np.flatnonzero(self._woken_partition == partition)
+        # Between two records: first what the former woke, then the ticks that passed.
+        key = np.concatenate((3 * own + 1, 3 * self._woken_by[woken] + 2, 3 * self._ticks_before))
+        return own, woken, np.argsort(key, kind="stable")
+
+    def places(self, transaction: Transaction) -> tuple[Ints, Ints]:
+        """Where each record comes to stand: its partition and its ordinal there."""
+        partition = np.where(self._partition == EVERYWHERE, self._directory.unrouted, self._partition)
+        ordinal = np.zeros(len(partition), np.int64)
+        for number in np.unique(partition).tolist():  # *unrouted* is the last: there what stands everywhere counts
+            own, _, order = self._order(number)
+            ordinal[own] = transaction.end(number) + np.argsort(order)[: len(own)]
+        return partition.astype(np.int64), ordinal
 
     def rows(self, partition: int, most: int) -> Iterator[tuple[NDArray[np.uint8], Ints]]:
         """What the partition gets, cut into rows of at most so many records. A tariff version stays whole."""
@@ -358,13 +403,18 @@ def _numbers(batch: pa.RecordBatch, name: str, absent: int) -> NDArray[Any]:
 
 
 def _pairs(meter: NDArray[np.int32], account: NDArray[np.int32], directory: Directory) -> pa.DictionaryArray:
-    """Codes into the (meter_id, account_id) that occur, in order of appearance (`connectors.log.body.pair_codes`)."""
+    """Codes into the (meter_id, account_id) that occur, in order of number (`connectors.log.body.pair_codes`)."""
     accounts = len(directory.accounts) + 1  # the first stands for none
     codes = pc.dictionary_encode(pa.array(meter.astype(np.int64) * accounts + account + 1))
-    meters_used, accounts_used = np.divmod(codes.dictionary.to_numpy(), accounts)
+    # In order of their numbers, so that rows which name the same meters have the same dictionary, and settle looks it up once.
+    used = codes.dictionary.to_numpy()
+    order = np.argsort(used)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    meters_used, accounts_used = np.divmod(used[order], accounts)
     names = (
         directory.meters.texts().take(pa.array(meters_used)),
         directory.accounts.texts().take(pa.array(accounts_used - 1, mask=accounts_used == 0)),
     )
     pairs = pa.StructArray.from_arrays(names, names=("meter_id", "account_id"))
-    return pa.DictionaryArray.from_arrays(codes.indices.cast(pa.int32()), pairs)
+    return pa.DictionaryArray.from_arrays(pa.array(rank[codes.indices.to_numpy()]), pairs)

@@ -112,7 +112,7 @@ def test_init_makes_a_home_that_holds_the_tariffs_and_policies_in_every_partitio
     assert prices["household", "2025-05-01", 200] == 60_000
     assert prices["household_stove", "2025-05-01", None] == 100_000
     assert prices["commercial", "2025-05-01", None] == 100_000
-    assert [t["block"] for t in tariffs if str(t["effective_on"]) == "2024-05-01"] == [0, 1, 2, 3, 4, 0]
+    assert [t["block"] for t in tariffs if str(t["effective_on"]) == "2024-05-01"] == [0, 1, 2, 3, 4] * 2 + [0, 0]
     assert all(t["source"] and (t["block_upto_kwh"] is None) == (t["block"] == t["blocks"] - 1) for t in tariffs)
     policies = unpack("policy", body.batches["policy"]).to_pylist()
     assert [p["kind"] for p in policies] == ["disconnect_window", "quiet_hours", "threshold"]
@@ -462,7 +462,8 @@ def test_status_tells_the_last_tick_the_lags_and_who_is_at_work(home):
     defaults, _ = homes.default_records()
     found = json.loads(hisob(home.path, "status", "--json").stdout)
     assert (found["last_tick"], found["journal_records"]) == (None, 4 * defaults)
-    assert (found["lag"], found["open"], found["holders"]) == ({"settle": 4 * defaults, "load": None}, None, {})
+    assert found["lag"] == {"settle": 4 * defaults, "load": None}
+    assert (found["open"], found["holders"], found["processes"]) == ({"commands": 0, "notices": 0}, {}, {})
 
     journal_ticks(home, AT, AT + dt.timedelta(minutes=15))
     with closing(open_log(home.events)) as events:

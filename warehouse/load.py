@@ -9,8 +9,6 @@ Memory is bounded by slices. Decoding, sorting and writing Parquet run in two th
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,6 +20,7 @@ from uuid import uuid4
 
 import duckdb
 
+from connectors.locks import AlreadyRunningError, hold
 from connectors.log.sqlite import open_log
 from warehouse.errors import BusyError, WarehouseError, first_line
 from warehouse.lake import Slice, Taken, add_files, lake_sql, live_files, merge_files, slices, sweep, take_slice
@@ -54,19 +53,11 @@ class Loaded:
 @contextmanager
 def holding(home: Home) -> Iterator[None]:
     """Be the only one who loads and publishes on the home. Raises BusyError, naming the other's pid, if there is one."""
-    home.run.mkdir(parents=True, exist_ok=True)
-    with (home.run / "load.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BusyError(
-                f"Another load is running on {home.path} (pid {file.read().strip()}). Wait for it to end."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+    try:
+        with hold(home.run / "load.lock", "load"):
+            yield
+    except AlreadyRunningError as error:
+        raise BusyError(f"Another load is running on {home.path} (pid {error.pid}). Wait for it to end.") from None
 
 
 def load(home: Home) -> Loaded:
@@ -178,7 +169,9 @@ def covered_positions(con: duckdb.DuckDBPyConnection) -> Positions:
 
 def latest_load(con: duckdb.DuckDBPyConnection) -> int:
     """The number of the latest load; 0 before the first."""
-    (number,) = con.execute("SELECT coalesce(max(load), 0) FROM load.loads").fetchone() or (0,)
+    ((number,),) = con.execute(
+        "SELECT coalesce(max(load), 0) FROM load.loads"
+    ).fetchall()  # to the end: `register` may follow
     return int(number)
 
 

@@ -99,7 +99,7 @@ def stage_file(
                 _note(staged, checked.bad)
                 runs.write_unreadable(checked.bad)
             if checked.good.num_rows:
-                runs.write(_as_staged(kind, checked.good, meters))
+                runs.write(as_staged(kind, checked.good, meters))
             staged.taken += checked.good.num_rows
             on_rows(staged.taken + staged.refused)
         file.check_unchanged()
@@ -126,7 +126,8 @@ def _note(staged: StagedFile, bad: pa.RecordBatch) -> None:
         staged.examples += [Example(**{name: entry[name] for name in names}) for entry in of_reason.to_pylist()]
 
 
-def _as_staged(kind: str, batch: pa.RecordBatch, meters: Names) -> pa.RecordBatch:
+def as_staged(kind: str, batch: pa.RecordBatch, meters: Names) -> pa.RecordBatch:
+    """Checked rows as they lie in a run. meters: where the meters of readings get their numbers."""
     if kind == "tariff":
         return _by_version(batch)
     if kind != "reading":

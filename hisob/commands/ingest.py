@@ -57,12 +57,20 @@ def ingest(
     home, settings = home_of(context)
     given = [parse_file(text) for text in files]
 
+    from connectors.locks import is_held
     from hisob.errors import HisobError
     from streams.ingest import WrongUseError, ingest_files
 
+    is_live = settings.clock == "wall" and is_held(home.clock_lock)  # then the clock makes the ticks, as time passes
     try:
         with progress_bar() as on_progress:
-            report = ingest_files(home, given, batch_rows=batch_rows or settings.batch_rows, on_progress=on_progress)
+            report = ingest_files(
+                home,
+                given,
+                batch_rows=batch_rows or settings.batch_rows,
+                on_progress=on_progress,
+                makes_ticks=not is_live,
+            )
     except WrongUseError as error:
         raise HisobError(str(error), exit_code=2) from error
     if as_json:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,24 +10,7 @@ import typer
 from hisob.commands import AsJson, home_of
 
 if TYPE_CHECKING:
-    import datetime as dt
-    from pathlib import Path
-
     from connectors.home import Home
-
-# Open: not answered for good, and not past being answered. As the database last published knows it.
-OPEN_COMMANDS = """
-    SELECT count(*) FROM commands c
-    WHERE c.expires_at > $now
-      AND NOT EXISTS (FROM acknowledgements a WHERE a.command_id = c.command_id)
-      AND NOT EXISTS (FROM commands d WHERE d.supersedes = c.command_id)
-"""
-OPEN_NOTICES = """
-    SELECT count(*) FROM notices n
-    WHERE n.phone IS NOT NULL
-      AND NOT EXISTS (FROM receipts r WHERE r.notice_id = n.notice_id AND r.status <> 'accepted')
-"""
-LOADED = "SELECT log, partition, max(end_position) FROM load.progress GROUP BY ALL"
 
 
 def status(context: typer.Context, as_json: AsJson = False) -> None:
@@ -39,70 +20,41 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    lag, opened = found["lag"], found["open"]
+    lag = found["lag"]
     print(f"home       {found['home']}")
     print(f"journal    {found['journal_records']:,} records, last tick {found['last_tick'] or 'none yet'}")
     print(f"events     {found['event_rows']:,}")
     print(f"settle     {_behind(lag['settle'], 'settled', 'hisob settle --drain')}")
     print(f"load       {_behind(lag['load'], 'loaded', 'hisob load')}")
-    if opened is None:
-        print("open       not known before a `hisob load`")
-    else:
-        print(f"open       {opened['commands']:,} commands, {opened['notices']:,} notices, as last loaded")
+    for name in lag.keys() - {"settle", "load"}:
+        print(f"{name:<10} {_behind(lag[name], 'looked at', f'hisob {name}')}")
+    print(f"open       {found['open']['commands']:,} commands, {found['open']['notices']:,} notices")
     holders = ", ".join(f"{name} (pid {pid})" for name, pid in found["holders"].items())
     print(f"at work    {holders or 'nobody'}")
+    for name, process in found["processes"].items():
+        restarts = f", started again {process['restarts']} times" if process["restarts"] else ""
+        pid = f" as pid {process['pid']}" if process["pid"] else ""
+        print(f"           {name} {process['state']}{pid}{restarts}")
 
 
 def look_at(home: Home) -> dict[str, Any]:
-    """All of it, as --json prints it. A lag is in records not yet taken in; `open` and load's lag are null before a load."""
-    from connectors.log.rows import lag_of, last_tick, records_in
-    from connectors.log.sqlite import open_log
+    """All of it, as --json prints it. A lag is in records not yet come to, null where that consumer was never at work."""
+    from connectors.locks import holders
+    from hisob.watch import Watch, read_processes, shown
 
-    with (
-        closing(open_log(home.journal, readonly=True)) as journal,
-        closing(open_log(home.events, readonly=True)) as events,
-    ):
-        tick = last_tick(journal)
-        loaded = _look_at_published(home.published, tick) if home.published.exists() else None
-        lag = {"settle": lag_of(journal, events.committed("settle")), "load": None}
-        if loaded:
-            lag["load"] = lag_of(journal, loaded["journal"]) + lag_of(events, loaded["events"])
-        return {
-            "home": str(home.path),
-            "last_tick": tick.isoformat().replace("+00:00", "Z") if tick else None,
-            "journal_records": records_in(journal),
-            "event_rows": records_in(events),
-            "lag": lag,
-            "open": loaded["open"] if loaded else None,
-            "holders": _holders(home.run),
-        }
-
-
-def _look_at_published(path: Path, now: dt.datetime | None) -> dict[str, Any]:
-    import duckdb
-
-    with duckdb.connect(path, read_only=True) as con:
-        found: dict[str, Any] = {"journal": {}, "events": {}}
-        for log, partition, end in con.execute(LOADED).fetchall():
-            found[log][str(partition)] = end
-        found["open"] = {
-            "commands": con.execute(OPEN_COMMANDS, {"now": now}).fetchone()[0],  # type: ignore[index]
-            "notices": con.execute(OPEN_NOTICES).fetchone()[0],  # type: ignore[index]
-        }
-        return found
-
-
-def _holders(run: Path) -> dict[str, int | None]:
-    """Who holds which lock of the home: its name, and the pid that stands in it."""
-    holders: dict[str, int | None] = {}
-    for path in sorted(run.glob("*.lock")):
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid = next(iter(file.read(32).split()), b"")
-                holders[path.stem] = int(pid) if pid.isdigit() else None
-    return holders
+    with Watch(home) as watch:
+        seen = watch.look()
+    held = holders(home.run)
+    return {
+        "home": str(home.path),
+        "last_tick": shown(seen.last_tick),
+        "journal_records": seen.journal_records,
+        "event_rows": seen.event_rows,
+        "lag": seen.lag,
+        "open": {"commands": seen.open_commands, "notices": seen.open_notices},
+        "holders": {name: pid or None for name, pid in held.items()},
+        "processes": read_processes(home.processes) if "run" in held else {},
+    }
 
 
 def _behind(lag: int | None, done: str, remedy: str) -> str:

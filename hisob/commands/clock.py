@@ -1,0 +1,21 @@
+"""`hisob clock`: the ticks by the time of day, and the files of the inbox."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from hisob.commands import home_of
+
+
+def clock(context: typer.Context) -> None:
+    """Make the ticks as their quarters of an hour pass, and journal files dropped into the inbox. Until it is stopped."""
+    from streams.clock import run_clock
+
+    home, settings = home_of(context)
+
+    def say(text: str) -> None:
+        print(f"clock: {text}", file=sys.stderr, flush=True)
+
+    run_clock(home, makes_ticks=settings.clock == "wall", batch_rows=settings.batch_rows, say=say)
