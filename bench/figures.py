@@ -50,8 +50,16 @@ FIGURES = (
            "a meter's year of half-hours, from the question to JSON, database open; median of 20 after a first"),
     Figure("live_p99_s", "append to event, p99", 2, "less", SECONDS,
            "5,000 readings/s for 30 s, ticks within, from the sixth second on; seen by what `hisob tail` is made of"),
+    Figure("poll_meters_per_s", "meters polled over Modbus TCP", 1_000, "more", MILLIONS,
+           "rounds of `hisob poll` over 20 gateways of one simulated fleet, each to the last fsync; median of 5"),
+    Figure("payment_to_command_p99_s", "payment to command, p99", 2, "less", SECONDS,
+           "from offering a payment to the journal until `hisob tail commands` shows the reconnection; 500 payments"),
+    Figure("payment_to_light_p99_s", "payment to light, p99", 10, "less", SECONDS,
+           "until the simulated switch is closed, 2 % of 500 failing at any time; payments of failing ones counted apart"),
     Figure("kills_survived", "kill -9, same digest after it", 100, "more", "{:.0f}",
            "ingest and settle, one process and two, at random moments; the digests compared (tests/test_crashes.py)"),
+    Figure("lost_or_doubled_writes", "writes lost or doubled by kills", 0, "less", "{:.0f}",
+           "20 kills -9 of settle, dispatch, poll and clock each, while switches are ordered off and on all the time"),
 )  # fmt: skip
 
 

@@ -38,8 +38,13 @@ MEASURING = {
     "load": Stage("bench.history:load", ("settle",)),
     "statement": Stage("bench.history:statement", ("year",)),
     "live": Stage("bench.live:live", ("settle",)),
+    "poll": Stage("bench.switches:poll", ("warm-up",)),
+    "switches": Stage("bench.switches:switches", ("warm-up",)),
 }
-CRASHES = {"crashes": Stage("bench.crashes:crashes")}
+CRASHES = {
+    "crashes": Stage("bench.crashes:crashes"),
+    "write-crashes": Stage("bench.switches:write_crashes", ("warm-up",)),
+}
 STAGES = {**PREPARING, **MEASURING, **CRASHES}
 
 
