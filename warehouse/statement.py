@@ -153,14 +153,19 @@ def look_up(con: duckdb.DuckDBPyConnection, account_id: str) -> dict[str, Any]:
     )
     row = found.fetchone()
     if row is None:
-        near = con.execute(
-            "SELECT account_id FROM main.balances ORDER BY levenshtein(account_id, ?), account_id LIMIT 3", [account_id]
-        ).fetchall()
-        names = ", ".join(name for (name,) in near)
-        raise UnknownAccountError(
-            f"There is no account {account_id}" + (f"; there is {names}." if names else ": nothing was loaded yet.")
-        )
+        raise unknown_account(con, account_id)
     return dict(zip([column[0] for column in found.description or []], row, strict=True))
+
+
+def unknown_account(con: duckdb.DuckDBPyConnection, account_id: str) -> UnknownAccountError:
+    """That there is no such account, and which ones are named alike."""
+    near = con.execute(
+        "SELECT account_id FROM main.balances ORDER BY levenshtein(account_id, ?), account_id LIMIT 3", [account_id]
+    ).fetchall()
+    names = ", ".join(name for (name,) in near)
+    return UnknownAccountError(
+        f"There is no account {account_id}" + (f"; there is {names}." if names else ": nothing was loaded yet.")
+    )
 
 
 @dataclass(frozen=True)
