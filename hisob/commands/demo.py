@@ -9,8 +9,7 @@ import json
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -70,11 +69,12 @@ def demo(
     began = perf_counter()
     home = begin(folder, {"customers": customers, "weeks": weeks, "seed": seed})
     steps = [say(console, Step("init", perf_counter() - began, "the Uzbek tariffs and default policies"))]
-    steps += live(console, home, World(build_district(seed, customers, weeks)))
+    lived, played = live(console, home, World(build_district(seed, customers, weeks)))
+    steps += lived
     with console.status("hisob load: into DuckDB, checked, published") if console.is_terminal else nullcontext():
         loaded = load(home)
     steps.append(say(console, loaded))
-    tell(console, home, folder, steps, as_json=as_json)
+    tell(console, home, folder, steps, played, as_json=as_json)
 
 
 # ---- the home --------------------------------------------------------------------------------------------------------
@@ -99,7 +99,9 @@ def make_room(folder: Path) -> None:
             exit_code=2,
         )
     home = Home(folder)
-    for path in (home.settings, home.warehouse, *folder.glob("*.db*"), *folder.glob("*.duckdb*")):
+    made = ("devices.csv", "phones.json", "demo.log")
+    others = (*folder.glob("*.db*"), *folder.glob("*.duckdb*"), *(folder / name for name in made))
+    for path in (home.settings, home.warehouse, *others, *folder.glob("BK-*.svg")):
         path.unlink(missing_ok=True)
     for path in (home.recovery, home.lake, home.published.parent, home.scratch, home.run, folder / "given"):
         shutil.rmtree(path, ignore_errors=True)
@@ -107,30 +109,29 @@ def make_room(folder: Path) -> None:
 
 def begin(folder: Path, district: dict[str, int]) -> Home:
     """A new home, marked as the demo's before anything else is in it."""
+    from hisob.demo.live import SETTINGS
     from hisob.homes import make_home
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text(json.dumps(district) + "\n", encoding="utf-8")
-    return make_home(folder, PARTITIONS)
+    return make_home(folder, PARTITIONS, SETTINGS)
 
 
 # ---- the steps -------------------------------------------------------------------------------------------------------
 
 
-def live(console: Console, home: Home, world: World) -> list[Step]:
-    """Let the district live, round by round: what it sends is ingested and settled, what comes out goes back to it."""
+def live(console: Console, home: Home, world: World) -> tuple[list[Step], Played]:
+    """Let the district live, round by round: what it sends is ingested, what comes out is done, and goes back to it."""
     from connectors.directory import Directory
-    from connectors.log.sqlite import open_log
+    from hisob.demo.live import living
     from hisob.demo.rounds import play
     from streams.ingest import ingest_files
-    from streams.settle import run_settle
 
     bar = Progress(
         TextColumn("  {task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True,
         disable=not console.is_terminal,
     )  # fmt: skip
-    # In a thread settle leaves Ctrl-C alone, which then ends the demo instead of one round's settling.
-    with bar, closing(open_log(home.events, readonly=True)) as events, ThreadPoolExecutor(1) as thread:
+    with bar, living(home, world.district) as processes:
         weeks = bar.add_task(
             "loading the rules (compiling them, the first time)", total=(world.end - world.now).total_seconds()
         )
@@ -143,16 +144,14 @@ def live(console: Console, home: Home, world: World) -> list[Step]:
         played = play(
             world,
             home.path / "given",
-            events,
             ingest=lambda files: ingest_files(home, files, directory=directory),
-            settle=lambda: thread.submit(run_settle, home, drain=True).result(),
+            settled=processes.settled,
             watch=watch,
         )
     given = f"{played.rounds} rounds: {sum(played.records.values()):,} records of {len(played.records)} kinds"
-    return [
-        say(console, Step("ingest", played.ingest_s, given)),
-        say(console, Step("settle --drain", played.settle_s, "after each round: balances, notices, commands")),
-    ]
+    done = "settle, dispatch, notify beside a fleet of switches on Modbus and as many phones"
+    steps = [Step("ingest", played.ingest_s, given), Step("run", played.live_s, done)]
+    return [say(console, step) for step in steps], played
 
 
 def load(home: Home) -> Step:
@@ -175,34 +174,49 @@ def say(console: Console, step: Step) -> Step:
 # ---- what came of it -------------------------------------------------------------------------------------------------
 
 
-def tell(console: Console, home: Home, folder: Path, steps: list[Step], *, as_json: bool) -> None:
+def tell(console: Console, home: Home, folder: Path, steps: list[Step], played: Played, *, as_json: bool) -> None:
     """The summary, one customer's statement, and what to try next."""
     from hisob.commands.statement import print_statement
-    from hisob.demo.show import show_story, show_summary, title
-    from hisob.demo.summary import story_of, summarize, typical_customer
+    from hisob.commands.why import print_sentences
+    from hisob.demo.show import show_summary, title
+    from hisob.demo.summary import summarize, typical_customer
     from warehouse.audit import open_published
+    from warehouse.picture import draw
     from warehouse.statement import make_statement
+    from warehouse.story import read_story
+    from warehouse.why import explain
 
     with open_published(home) as audit:
-        summary = summarize(audit)
-        account_id, month = typical_customer(audit)
+        summary = summarize(audit) | {"light_seconds": sorted(round(s, 3) for s in played.light_s)}
+        account_id, month, told_at = typical_customer(audit)
+        story, picture = read_story(audit, account_id, told_at), folder / f"{account_id}.svg"
+        draw(story, picture)
         if as_json:
             done = [{"command": step.command, "seconds": round(step.seconds, 3)} for step in steps]
-            print(json.dumps({"home": str(folder), "steps": done, "summary": summary, "customer": account_id}))
+            found = {
+                "home": str(folder),
+                "steps": done,
+                "summary": summary,
+                "customer": account_id,
+                "picture": str(picture),
+            }
+            print(json.dumps(found))
             return
         title(console, "What came of it")
         show_summary(console, summary)
         title(console, f"How it went with {account_id}")
-        show_story(console, story_of(audit, account_id))
+        print_sentences(console, explain(story))
+        console.print(f"\n{picture} has it as a picture.", soft_wrap=True)
         title(console, f"The statement of {account_id}")
         print_statement(make_statement(audit, account_id, month))
     title(console, "Next")
     hisob = f"{program()} --home {folder}"
-    console.print(
-        f"  {hisob} query \"FROM commands WHERE account_id = '{account_id}' ORDER BY issued_at\"", soft_wrap=True
-    )
-    console.print(f"  {hisob} tail notices --until-end", soft_wrap=True)
-    console.print(f"  {hisob} statement {account_id}", soft_wrap=True)
+    for call in (
+        f"why {account_id}",
+        f"query \"FROM commands WHERE account_id = '{account_id}' ORDER BY issued_at\"",
+        "tail notices --until-end",
+    ):
+        console.print(f"  {hisob} {call}", soft_wrap=True)
 
 
 def program() -> str:

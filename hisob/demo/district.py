@@ -55,6 +55,11 @@ class Customer:
     flat: bool = False  # lives at half of the house's usage
     first_week: int = 0  # of the house's whole weeks, from 0
 
+    @property
+    def new_meter_id(self) -> str:
+        """The meter that is put in where theirs is exchanged."""
+        return f"{self.meter_id}-N"
+
 
 @dataclass(frozen=True)
 class Trouble:

@@ -12,6 +12,7 @@ from hisob.demo.district import LATE, District, Given, Trouble, time_of
 READING_SCHEMA = pa.schema([RECORD_SCHEMAS["reading"].field(c.name) for c in RECORDS["reading"] if not c.internal])
 SPIKE_WH = 400_000
 OTHER_WH = 70
+FIRST_REGISTER_WH = 120  # of a new meter
 
 
 class Meters:
@@ -71,7 +72,10 @@ class Meters:
     def exchange(self, number: int, at: int) -> Given:
         """Take the meter away and put another in its place. The round has to end here: its register begins anew."""
         old_meter_id, old_register_wh = self.meter_id[number], int(self.register_wh[number])
-        self.meter_id[number], self.register_wh[number] = f"{old_meter_id}-N", 120
+        self.meter_id[number], self.register_wh[number] = (
+            self.district.customers[number].new_meter_id,
+            FIRST_REGISTER_WH,
+        )
         row = {
             "account_id": self.district.customers[number].account_id,
             "exchanged_at": time_of(at).isoformat(),

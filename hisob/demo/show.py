@@ -46,7 +46,7 @@ def show_summary(console: Console, summary: Summary) -> None:
         ("Readings", readings(summary["readings"])),
         ("Money, soum", money(summary["money"])),
         ("Notices", notices(summary["notices"])),
-        ("Supply", supply(summary["supply"])),
+        ("Supply", supply(summary["supply"], summary["light_seconds"])),
         ("Refused", by_name(summary["refused"])),
         ("Held", by_name(summary["held"])),
         ("Reconciled", reconciliation(summary["reconciliation"])),
@@ -62,17 +62,6 @@ def readings(found: Summary) -> RenderableType:
         f"{found['taken']:,} from {found['meters']} meters, {found['from_day']} to {found['to_day']}: "
         f"{found['usage_wh'] / 1_000_000:,.1f} MWh charged to {found['accounts']} accounts"
     )
-
-
-STYLES = {"SMS": "cyan", "phone": "dim", "command": "bold", "switch": "dim", "payment": "green"}
-
-
-def show_story(console: Console, story: list[dict[str, str]]) -> None:
-    """What happened to a customer, a line each."""
-    table = Table.grid(padding=(0, 2))
-    for row in story:
-        table.add_row(Text(f"  {row['happened']}", "dim"), Text(row["what"], STYLES[row["what"]]), Text(row["says"]))
-    console.print(table if story else "  nobody was cut")
 
 
 MONEY_LINES = (
@@ -103,7 +92,7 @@ def money(found: Summary) -> RenderableType:
 def notices(found: Summary) -> RenderableType:
     """How many SMS, whether they arrived, and how long before the money ran out."""
     leads, given = found["leads"], found["given"]
-    undelivered = sum(r["notices"] for r in found["receipts"] if r["status"] != "delivered")
+    undelivered = sum(r["notices"] for r in found["receipts"] if r["status"] not in ("accepted", "delivered"))
     table = Table.grid()
     table.add_row(
         f"{given.get('low_credit', 0):,} of low credit, {given.get('disconnected', 0):,} that the supply is off, "
@@ -136,8 +125,8 @@ def bars(names: list[str], counts: list[int]) -> Table:
     return table
 
 
-def supply(found: Summary) -> RenderableType:
-    """Cuts and reconnections: how many, when, how fast."""
+def supply(found: Summary, light_s: list[float]) -> RenderableType:
+    """Cuts and reconnections: how many, when, how fast. light_s: what each way from payment to light took, sorted."""
     counts = (
         f"{found['cuts']} cuts, {found['cuts_done']} proven by readback; "
         f"{found['reconnections']} reconnections, {found['reconnections_done']} proven"
@@ -153,6 +142,17 @@ def supply(found: Summary) -> RenderableType:
     if found["longest_seconds_from_payment"] is not None:
         median, longest = found["median_seconds_from_payment"], found["longest_seconds_from_payment"]
         lines.append(f"from the payment to the command to reconnect: median {median} s, longest {longest} s")
+    if found["longest_minutes_to_light"] is not None:
+        median, longest = found["median_minutes_to_light"], found["longest_minutes_to_light"]
+        lines.append(
+            f"from the payment to light, by the district's clock: median {median:.0f} min, longest {longest:.0f} min"
+        )
+    if light_s:
+        median, longest = light_s[len(light_s) // 2], light_s[-1]
+        lines.append(
+            f"on this machine, from the payment's file to the switch read back closed: median {median:.2f} s, "
+            f"longest {longest:.2f} s"
+        )
     off = sum(count for state, count in found["states"].items() if state != "connected")
     lines.append(f"{off} still off at the end" if off else "nobody is off at the end")
     return Text("\n".join(lines))

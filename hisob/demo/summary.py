@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from datetime import date
+from datetime import date, datetime
 from math import isfinite
 from typing import Any
 
@@ -64,10 +64,14 @@ WITH command AS (
     SELECT c.*, c.issued_at AT TIME ZONE 'Asia/Tashkent' AS local_at,
            EXISTS (FROM acknowledgements a WHERE a.command_id = c.command_id AND a.outcome IN ('opened', 'closed')) AS done
     FROM commands c
+), paid AS (
+    SELECT c.account_id, c.issued_at, max(p.paid_at) AS paid_at FROM commands c JOIN payments p USING (account_id)
+    WHERE c.action = 'reconnect' AND c.cause = 'credit' AND p.paid_at <= c.issued_at GROUP BY ALL
 ), gap AS (
-    SELECT (SELECT date_diff('second', max(p.paid_at), c.issued_at) FROM payments p
-            WHERE p.account_id = c.account_id AND p.paid_at <= c.issued_at) AS seconds
-    FROM commands c WHERE c.action = 'reconnect' AND c.cause = 'credit'
+    SELECT date_diff('second', paid_at, issued_at) AS seconds,
+           date_diff('second', paid_at, (SELECT min(s.changed_at) FROM supply_states s
+                WHERE s.account_id = paid.account_id AND s.state = 'connected' AND s.changed_at >= issued_at)) / 60.0 AS light
+    FROM paid
 )
 SELECT count(*) FILTER (action = 'disconnect') AS cuts,
        count(*) FILTER (action = 'disconnect' AND done) AS cuts_done,
@@ -77,7 +81,8 @@ SELECT count(*) FILTER (action = 'disconnect') AS cuts,
        max(strftime(local_at, '%H:%M')) FILTER (action = 'disconnect') AS last_cut_of_day,
        list_sort(list(DISTINCT isodow(local_at)) FILTER (action = 'disconnect')) AS weekdays,
        (SELECT median(seconds)::BIGINT FROM gap) AS median_seconds_from_payment,
-       (SELECT max(seconds) FROM gap) AS longest_seconds_from_payment
+       (SELECT max(seconds) FROM gap) AS longest_seconds_from_payment,
+       (SELECT median(light) FROM gap) AS median_minutes_to_light, (SELECT max(light) FROM gap) AS longest_minutes_to_light
 FROM command
 """
 # The promises about cuts, judged from entries, receipts and accounts alone: what the commands say of themselves is not asked.
@@ -106,7 +111,10 @@ SELECT (SELECT count(*) FROM balances) AS balances, (SELECT count(*) FROM entrie
 BY_NAME = "SELECT record_kind, reason, count(*) AS records FROM {view} GROUP BY ALL ORDER BY ALL"
 TYPICAL = """
 WITH cut AS (SELECT account_id, min(issued_at) AS cut_at FROM commands WHERE action = 'disconnect' GROUP BY ALL),
-back AS (SELECT account_id, count(*) AS reconnections FROM commands WHERE action = 'reconnect' GROUP BY ALL),
+back AS (
+    SELECT account_id, count(*) AS reconnections, min(issued_at) AS back_at FROM commands
+    WHERE action = 'reconnect' GROUP BY ALL
+),
 warned AS (
     SELECT account_id, max(send_after) AS warned_at FROM notices JOIN cut USING (account_id)
     WHERE kind = 'low_credit' AND phone IS NOT NULL AND send_after < cut_at GROUP BY ALL
@@ -114,29 +122,10 @@ warned AS (
     SELECT account_id, count(*) AS payments FROM payments JOIN cut USING (account_id) JOIN warned USING (account_id)
     WHERE paid_at BETWEEN warned_at AND cut_at GROUP BY ALL
 )
-SELECT account_id, date_trunc('month', tashkent(cut_at))::DATE AS month
+SELECT account_id, date_trunc('month', tashkent(cut_at))::DATE AS month, back_at + INTERVAL 1 HOUR AS told_at
 FROM accounts LEFT JOIN cut USING (account_id) LEFT JOIN back USING (account_id)
 LEFT JOIN warned USING (account_id) LEFT JOIN paid USING (account_id)
 ORDER BY reconnections IS NULL, warned_at IS NULL, coalesce(payments, 0), reconnections, account_id LIMIT 1
-"""
-# From the notice before the first cut to a day after the light came back.
-STORY = """
-WITH notice AS (FROM notices WHERE account_id = $account_id),
-command AS (FROM commands WHERE account_id = $account_id),
-first_cut AS (SELECT min(issued_at) AS cut_at FROM command WHERE action = 'disconnect'),
-told AS (
-    SELECT send_after AS happened_at, 'SMS' AS what, text AS says FROM notice
-    UNION ALL SELECT r.received_at, 'phone', r.status FROM receipts r JOIN notice USING (notice_id)
-    UNION ALL SELECT issued_at, 'command', action FROM command
-    UNION ALL SELECT a.acknowledged_at, 'switch', a.outcome FROM acknowledgements a JOIN command USING (command_id)
-    UNION ALL SELECT paid_at, 'payment', format('{:,} soum, {}', amount_tiyin // 100, channel) FROM payments
-    WHERE account_id = $account_id
-)
-SELECT strftime(tashkent(happened_at), '%d.%m. %H:%M:%S') AS happened, what, says FROM told
-WHERE happened_at >= (SELECT max(send_after) FROM notice, first_cut WHERE kind = 'low_credit' AND send_after < cut_at)
-  AND happened_at < (SELECT min(issued_at) + INTERVAL 1 DAY FROM command, first_cut
-            WHERE action = 'reconnect' AND issued_at > cut_at)
-ORDER BY happened_at, list_position(['payment', 'command', 'switch', 'SMS', 'phone'], what)
 """
 
 
@@ -185,12 +174,9 @@ def leads(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def typical_customer(audit: duckdb.DuckDBPyConnection) -> tuple[str, date | None]:
-    """Somebody who was warned, cut and switched on again, and the month in which it was: a statement worth reading."""
+def typical_customer(audit: duckdb.DuckDBPyConnection) -> tuple[str, date | None, datetime | None]:
+    """Somebody who was warned, cut and switched on again: a story and a statement worth reading. The month of the cut, and a
+    moment at which the light was on again; None where nobody was cut, or is on again.
+    """
     (found,) = rows(audit, TYPICAL)
-    return found["account_id"], found["month"]
-
-
-def story_of(audit: duckdb.DuckDBPyConnection, account_id: str) -> list[dict[str, str]]:
-    """How it went with an account's first cut: what it was told, what it paid, what its switch did."""
-    return rows(audit, STORY, account_id=account_id)
+    return found["account_id"], found["month"], found["told_at"]

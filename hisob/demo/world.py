@@ -1,8 +1,8 @@
-"""What lies outside Hisob, played: switches that obey, phones that receive, customers who pay.
+"""Who lives outside Hisob, played: houses that use energy while they have any, customers who pay.
 
-The demo goes in **rounds**. `records` gives all that reaches the utility up to a moment; what Hisob decided on it,
-`learn` is told; and what follows of that (a receipt a minute after an SMS, a readback half a minute after a command, a
-payment when the customer gets to it) is among the records of later rounds. A house that is cut uses nothing until it is
+The demo goes in **rounds**. `records` gives all that reaches the utility as files up to a moment; what Hisob decided on it
+and what the switches answered, `learn` is told; and what follows of that (a payment when the customer gets to it) is
+among the records of later rounds. A house that is cut uses nothing until it is
 switched on again, so a round ends (`next_round`) before anything can happen in it that would change what a meter counts.
 
 All is drawn from the district's seed and from what Hisob decided, so the same Hisob makes the same history.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import random
-from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -35,8 +34,7 @@ from hisob.demo.district import (
 )
 from hisob.demo.meters import READING_SCHEMA, Meters
 
-PHONE_TAKES = dt.timedelta(minutes=1)
-SWITCH_TAKES = dt.timedelta(seconds=30)
+PHONE_TAKES = dt.timedelta(minutes=1)  # until somebody looks at it
 # Of the policies that `init` journals: where supplies can be cut, rounds have to be short. They decide nothing else here.
 NOTICE_GAP = dt.timedelta(hours=24)
 CUT_DAYS = (1, 2, 3, 4)  # ISO weekdays
@@ -55,28 +53,27 @@ PAYS_AFTER_CUT = {"prompt": (0.3, 3), "payday": (0.5, 5), "late": (0.5, 8), "aft
 class Notice:
     """A notice that Hisob gave out."""
 
-    notice_id: str
     account_id: str
     kind: str
     send_after: dt.datetime
 
 
 @dataclass(frozen=True)
-class Command:
-    """A command that Hisob gave out."""
+class Answer:
+    """What became of a command, and when it was heard of, in seconds of this machine's own."""
 
-    command_id: str
     account_id: str
-    action: str
-    issued_at: dt.datetime
+    outcome: str
+    at: dt.datetime
+    heard_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What came out of a round: notices, commands, and how the balances of the accounts it touched now stand."""
+    """What came out of a round: notices, what switches answered to commands, and how the balances it touched now stand."""
 
     notices: list[Notice]
-    commands: list[Command]
+    answers: list[Answer]
     balances: dict[str, int]
 
 
@@ -93,7 +90,6 @@ class World:
         self.balance_tiyin = np.array([c.opening_balance_tiyin for c in people])
         self.may_be_cut_from = np.full(len(people), district.slots + 1)  # the half hour a day after the notice
         self.draws = [random.Random(f"{district.seed} {c.account_id}") for c in people]
-        self.commands_seen: Counter[int] = Counter()
         self.pays_at = {c.number: time_of(PAYDAY + c.number % 9) for c in people if c.temperament == "payday"}
         self.numbers = count(1)
         self.agenda: list[tuple[dt.datetime, int, Given]] = []
@@ -145,42 +141,30 @@ class World:
         return rows | {"reading": pa.concat_tables([readings, again])}
 
     def learn(self, decisions: Decisions) -> None:
-        """Take in what Hisob decided: phones ring, switches move, customers make up their minds."""
+        """Take in what Hisob decided and did: phones ring, lights go out and on, customers make up their minds."""
         for account_id, balance_tiyin in decisions.balances.items():
             self.balance_tiyin[self.by_account[account_id].number] = balance_tiyin
-        for notice in sorted(decisions.notices, key=lambda n: (n.send_after, n.account_id, n.notice_id)):
+        for notice in sorted(decisions.notices, key=lambda n: (n.send_after, n.account_id, n.kind)):
             self.ring(notice, self.by_account[notice.account_id])
-        for command in sorted(decisions.commands, key=lambda c: (c.issued_at, c.account_id, c.command_id)):
-            self.switch(command, self.by_account[command.account_id])
+        for answer in sorted(decisions.answers, key=lambda a: (a.at, a.account_id)):
+            self.switched(answer, self.by_account[answer.account_id])
 
     # ---- who lives there -------------------------------------------------------------------------------------------
 
     def ring(self, notice: Notice, customer: Customer) -> None:
         """An SMS arrives, or does not; who reads that the money runs out pays, in their time."""
-        at = notice.send_after + PHONE_TAKES
-        if notice.kind == "low_credit":
-            self.may_be_cut_from[customer.number] = slot_after(notice.send_after + NOTICE_GAP)
-        if customer.phone is None:
+        if notice.kind != "low_credit":
             return
-        status = "delivered" if customer.phone_works else "undeliverable"
-        row = {"notice_id": notice.notice_id, "received_at": at.isoformat(), "status": status}
-        self.expect(Given(at, "receipt", row))
-        if notice.kind == "low_credit" and customer.phone_works:
-            self.plan_payment(customer, at, PAYS_AFTER_NOTICE.get(customer.temperament))
+        self.may_be_cut_from[customer.number] = slot_after(notice.send_after + NOTICE_GAP)
+        if customer.phone and customer.phone_works:
+            self.plan_payment(customer, notice.send_after + PHONE_TAKES, PAYS_AFTER_NOTICE.get(customer.temperament))
 
-    def switch(self, command: Command, customer: Customer) -> None:
-        """The switch does as it is told and is read back; whose light goes out pays sooner."""
-        at = command.issued_at + SWITCH_TAKES
-        self.commands_seen[customer.number] += 1
-        outcome = "opened" if command.action == "disconnect" else "closed"
-        if not customer.switch_works and self.commands_seen[customer.number] == 1:
-            outcome = "unreachable"
-        row = {"command_id": command.command_id, "acknowledged_at": at.isoformat(), "outcome": outcome}
-        self.expect(Given(at, "acknowledgement", row))
-        if outcome == "opened":
+    def switched(self, answer: Answer, customer: Customer) -> None:
+        """The switch was read back; whose light went out pays sooner."""
+        if answer.outcome == "opened":
             self.is_on[customer.number] = False
-            self.plan_payment(customer, at, PAYS_AFTER_CUT.get(customer.temperament))
-        elif outcome == "closed":
+            self.plan_payment(customer, answer.at, PAYS_AFTER_CUT.get(customer.temperament))
+        elif answer.outcome == "closed":
             self.is_on[customer.number] = True
 
     def plan_payment(self, customer: Customer, at: dt.datetime, hours: tuple[float, float] | None) -> None:
