@@ -311,6 +311,8 @@ def test_no_cut_on_a_register_older_than_a_day():
 def test_no_cut_without_word_of_the_notice(receipt):
     """Promise 2: that the network has taken an SMS does not say that it arrived."""
     story = ready_to_be_cut(receipt=receipt)
+    story.until("2025-09-01 09:45")
+    all_awake(story.partition)
     story.until("2025-09-05 00:00")
     assert not story.commands()
 
@@ -340,6 +342,8 @@ def test_no_cut_within_a_day_of_the_delivery():
     for delivered, at in (("10:00", MONDAY_1000), ("10:01", MONDAY_1000 + QUARTER)):
         story = ready_to_be_cut(receipt=None, until="2025-08-31 10:00")
         story.receipt(at=local(f"2025-08-31 {delivered}"))
+        story.until("2025-09-01 09:45")
+        all_awake(story.partition)
         story.until("2025-09-01 11:00")
         assert cuts(story) == [at]
 
