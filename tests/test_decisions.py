@@ -613,6 +613,17 @@ def test_a_disconnection_in_flight_is_voided_by_what_would_have_kept_it_from_bei
     assert [(c["action"], c["supersedes"]) for c in told["command"]] == [("reconnect", disconnect["id"])]
 
 
+@pytest.mark.parametrize(("cause", "commands"), [("request", ["reconnect"]), ("safety", [])])
+def test_closing_voids_an_ordered_cut_that_is_under_way_unless_it_is_for_safety(cause, commands):
+    story = opened_with(20 * DAY_TIYIN)
+    story.until("2025-09-01 09:45")
+    story.order("disconnect", cause)
+    story.until(MONDAY_1000)
+    assert story.states()[-1] == "disconnect_pending"
+    told = story.take("account", **story.version(closed_at=story.now))
+    assert [c["action"] for c in told.get("command", [])] == commands
+
+
 def test_a_command_to_cut_does_not_outlive_the_start_of_a_moratorium():
     story = ready_to_be_cut()
     story.policy("frost", "moratorium", starts_at=local("2025-09-01 13:05"))

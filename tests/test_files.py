@@ -181,7 +181,7 @@ def test_each_name_has_one_number_in_order_of_appearance(pieces):
     assert names.texts().to_pylist() == list(expected)
     again = Names()
     again.restore(names.arrays())
-    assert again.numbers(pa.array([*expected, "new"], pa.string())).tolist() == list(range(len(expected) + 1))
+    assert again.numbers(pa.array([*expected, "another"], pa.string())).tolist() == list(range(len(expected) + 1))
 
 
 def test_numbers_stay_while_the_names_grow_to_many():

@@ -88,8 +88,8 @@ class Open:
     def _hear_answers(self, ends: list[int]) -> None:
         for partition, position in enumerate(self._read_journal):
             while position < ends[partition]:
-                rows = self._journal.read(partition, position)
-                for row in rows:
+                rows = [row for row in self._journal.read(partition, position) if row.end <= ends[partition]]
+                for row in rows:  # no answer that is not settled yet: what comes of it is not known
                     kinds = decode(row.body, ("acknowledgement", "receipt")).batches
                     for kind, batch in kinds.items():
                         for record in unpack(kind, batch).to_pylist():
