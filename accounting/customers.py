@@ -291,7 +291,8 @@ def apply_tariff(p: Partition, record: Record) -> None:
         return
     rows, p.tariff_rows = p.tariff_rows, []
     blocks = tuple((r["block_upto_kwh"], r["price_tiyin_per_kwh"]) for r in rows)
-    version = TariffVersion(record["tariff"], int(day_start(record["effective_on"])), blocks)
+    sources = tuple(r.get("source") for r in rows)
+    version = TariffVersion(record["tariff"], int(day_start(record["effective_on"])), blocks, sources)
     before = p.book.arrays()
     histories = p.book.histories
     number = p.book.add(version)

@@ -22,7 +22,7 @@ from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 2
+VERSION = 3
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)
@@ -125,7 +125,7 @@ def _side_tables(p: Partition) -> dict[str, Any]:
         "number": p.number,
         "unrouted": p.unrouted,
         "taken": [[i, sorted(marks)] for i, marks in p.taken.items()],
-        "tariffs": [[v.tariff, v.effective_at, v.blocks] for v in book.versions],
+        "tariffs": [[v.tariff, v.effective_at, v.blocks, v.sources] for v in book.versions],
         "names": book.names,
         "prices": list(book.prices),
         "histories": [[[list(asdict(v).values()) for v in h.versions], h.late] for h in book.histories],
@@ -149,8 +149,9 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
         setattr(p, name, side[name])
     p.taken = {i: set(marks) for i, marks in side["taken"]}
     p.book = TariffBook()
-    for tariff, effective_at, blocks in side["tariffs"]:
-        p.book.versions.append(TariffVersion(tariff, effective_at, tuple((upto, price) for upto, price in blocks)))
+    for tariff, effective_at, blocks, sources in side["tariffs"]:
+        prices = tuple((upto, price) for upto, price in blocks)
+        p.book.versions.append(TariffVersion(tariff, effective_at, prices, tuple(sources)))
     p.book.names = side["names"]
     for blocks, families in side["prices"]:
         p.book.prices[tuple((upto, price) for upto, price in blocks), families] = len(p.book.prices)

@@ -49,11 +49,12 @@ def cost(book: Book, price: int, wh: int) -> int:
     whole, rest, low = 0, 0, 0
     for block in range(book.prices[price].first, book.prices[price].end):
         top = min(wh, book.blocks[block].limit_wh)
-        if top <= low:
+        if top > low:  # of two blocks with one limit, the second holds nothing
+            whole += (top - low) // 1000 * book.blocks[block].rate
+            rest += (top - low) % 1000 * book.blocks[block].rate
+            low = top
+        if wh <= low:
             break
-        whole += (top - low) // 1000 * book.blocks[block].rate
-        rest += (top - low) % 1000 * book.blocks[block].rate
-        low = top
     return whole + rest // 1000
 
 
@@ -80,11 +81,14 @@ def price_range(book: Book, first: int, end: int) -> float:
 
 @dataclass(frozen=True)
 class TariffVersion:
-    """One version of a tariff: from `effective_at` (00:00 Asia/Tashkent of its date) these blocks."""
+    """One version of a tariff: from `effective_at` (00:00 Asia/Tashkent of its date) these blocks. One of another source is
+    another version, though its blocks be the same: a decree may put back what a wrong one took away.
+    """
 
     tariff: str
     effective_at: int
     blocks: tuple[Block, ...]
+    sources: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

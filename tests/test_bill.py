@@ -306,14 +306,26 @@ def book_of(blocks, families):
     return book.arrays()
 
 
-blocks_of = st.lists(
-    st.tuples(st.integers(1, 10**6), st.integers(0, 10**7)), max_size=5, unique_by=lambda block: block[0]
-).flatmap(lambda some: st.integers(0, 10**7).map(lambda last: (*sorted(some), (None, last))))
+def test_a_decree_that_puts_an_old_price_back_is_a_version_of_its_own():
+    book = TariffBook()
+    versions = [
+        TariffVersion("t", 0, ((None, price),), (source,)) for price, source in ((60, "1"), (70, "2"), (60, "3"))
+    ]
+    assert [book.add(version) for version in versions] == [0, 1, 2]
+    book.schedule(History((AccountVersion(ALWAYS, ALWAYS, "t", 1),)))
+    assert cost(book.arrays(), book.arrays().segments[0].price, 1_000_000) == 60_000
+    assert book.add(versions[1]) is None
+
+
+blocks_of = st.lists(st.tuples(st.integers(1, 10**6) | st.integers(1, 3), st.integers(0, 10**7)), max_size=5).flatmap(
+    lambda some: st.integers(0, 10**7).map(lambda last: (*sorted(some), (None, last)))
+)
 
 
 @settings(many, max_examples=200)
 @given(blocks_of, st.integers(1, 40), st.lists(st.integers(0, 10**12), min_size=2, max_size=2).map(sorted))
 @example(((200, 45_000), (None, 90_000)), 1, [0, 10**12])
+@example(((10, 30_000), (10, 40_000), (None, 70_000)), 1, [10_000, 15_000])  # one block holds nothing
 def test_a_month_costs_what_fractions_say_and_its_parts_add_up(blocks, families, two):
     book, (part, wh) = book_of(blocks, families), two
     assert cost(book, 0, wh) == price_of(wh, blocks, families)
