@@ -46,6 +46,8 @@ FIGURES = (
            "of the process that settles 1 M accounts and two readings of each, with its snapshot"),
     Figure("load_rows_per_s", "load into DuckDB", 2e6, "more", MILLIONS,
            "records of both logs, by warehouse.load into an empty warehouse; checks and publishing aside"),
+    Figure("reconcile_s", "10 M readings recomputed in SQL", 30, "less", "{:.1f} s",
+           "hisob reconcile over the loaded home, every entry and balance, at the rate of all its readings"),
     Figure("statement_s", "statement of a year", 0.1, "less", "{:.3f} s",
            "a meter's year of half-hours, from the question to JSON, database open; median of 20 after a first"),
     Figure("live_p99_s", "append to event, p99", 2, "less", SECONDS,

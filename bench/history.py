@@ -1,4 +1,4 @@
-"""The warehouse: loading what was settled, and a statement out of it."""
+"""The warehouse: loading what was settled, recomputing it, and a statement out of it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ def load_and_publish(home: Home) -> None:
     from flows.load_history import load_history
 
     load_history.fn(str(home.path))
+
+
+def reconcile(work: Work) -> dict[str, float]:
+    """The independent auditor over all that was loaded: what 10 M readings take at its rate."""
+    from warehouse.audit import open_for_audit
+    from warehouse.reconcile import reconcile as recompute
+
+    with measured() as took, open_for_audit(work.home("settled")) as con:
+        result = recompute(con)
+    if result.different:
+        raise RuntimeError(f"{result.different} differences, first {result.differences[0]}")
+    return {
+        "reconcile_s": took.seconds * 10_000_000 / result.readings,
+        "reconcile_cpu_s": took.cpu_seconds * 10_000_000 / result.readings,
+        "reconciled_readings": result.readings,
+    }
 
 
 def make_year(work: Work) -> None:

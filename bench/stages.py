@@ -36,6 +36,7 @@ MEASURING = {
     "memory": Stage("bench.million:memory", ("million",)),
     "resume": Stage("bench.million:resume", ("memory",)),
     "load": Stage("bench.history:load", ("settle",)),
+    "reconcile": Stage("bench.history:reconcile", ("load",)),
     "statement": Stage("bench.history:statement", ("year",)),
     "live": Stage("bench.live:live", ("settle",)),
     "poll": Stage("bench.switches:poll", ("warm-up",)),

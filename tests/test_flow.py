@@ -115,17 +115,19 @@ def test_within_a_flow_run_each_step_is_a_task(monkeypatch):
     assert module.run(Step(), 2) == "task 2"
 
 
-def test_the_deployment_names_a_flow_there_is_and_gives_it_what_it_asks_for():
+DESCRIBED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("deployment", DESCRIBED["deployments"], ids=lambda d: d["name"])
+def test_a_deployment_names_a_flow_there_is_and_gives_it_what_it_asks_for(deployment):
     from prefect.flows import load_flow_from_entrypoint
 
-    described = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    (deployment,) = described["deployments"]
     path, _, name = deployment["entrypoint"].partition(":")
     flow = load_flow_from_entrypoint(f"{ROOT / path}:{name}")
     assert set(deployment["parameters"]) == set(inspect.signature(flow.fn).parameters)
     assert deployment["schedules"][0]["cron"]
     assert deployment["work_pool"]["name"] == "local"
-    assert "directory" in described["pull"][0]["prefect.deployments.steps.set_working_directory"]
+    assert "directory" in DESCRIBED["pull"][0]["prefect.deployments.steps.set_working_directory"]
 
 
 def test_a_failed_expectation_publishes_nothing_exits_1_and_is_not_forgotten(tmp_path):

@@ -66,9 +66,10 @@ class Server:
         return httpx.post(f"{self.api}{path}", json=body, timeout=30, trust_env=False).raise_for_status().json()
 
     def scheduled(self):
-        """The runs that the schedule of prefect.yaml has planned, the next one first."""
+        """The loads that the schedule of prefect.yaml has planned, the next one first."""
         planned = {"state": {"type": {"any_": ["SCHEDULED"]}}}
-        return self.ask("/flow_runs/filter", flow_runs=planned, sort="EXPECTED_START_TIME_ASC")
+        loads = {"name": {"any_": ["hourly"]}}
+        return self.ask("/flow_runs/filter", flow_runs=planned, deployments=loads, sort="EXPECTED_START_TIME_ASC")
 
     def bring_forward(self, run_id):
         """Its hour has come: now."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from warehouse.errors import WarehouseError, first_line
-from warehouse.load import lake_of
+from warehouse.load import MEMORY_LIMIT, lake_of
+from warehouse.tables import literal
 
 if TYPE_CHECKING:
     from connectors.home import Home
@@ -40,6 +41,16 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         raise WarehouseError(
             f"The home was moved since {home.published} was published: `hisob load` publishes it anew."
         )
+    return con
+
+
+def open_for_audit(home: Home) -> duckdb.DuckDBPyConnection:
+    """The published database, for the auditor: what it works out lies in temporary tables, which spill into scratch/."""
+    con = open_published(home)
+    home.scratch.mkdir(parents=True, exist_ok=True)
+    con.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    con.execute(f"SET temp_directory = {literal(str(home.scratch / 'reconcile'))}")
+    con.execute("SET preserve_insertion_order = false")
     return con
 
 

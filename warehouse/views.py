@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from accounting.records import EVENT_ID, KEY, RECORDS
+from warehouse import health
 from warehouse.lake import lake_sql, live_files
 from warehouse.tables import (
     EVERY_PARTITION,
@@ -72,6 +73,10 @@ def make_views(con: duckdb.DuckDBPyConnection, lake: Path, partitions: int, chec
     make_view(con, "main.reconciliation", reconcile_sql(), RECONCILIATION_DOC, RECONCILIATION_COLUMNS)
     con.execute(f"CREATE OR REPLACE MACRO cause_of(id) AS TABLE {cause_sql()}")
     con.execute(f"COMMENT ON MACRO TABLE cause_of IS {literal(CAUSE_DOC)}")
+    make_view(con, "main.meters", health.METERS, health.METERS_DOC, health.METERS_COLUMNS)
+    for signature, (sql, doc) in health.MACROS.items():
+        con.execute(f"CREATE OR REPLACE MACRO {signature} AS TABLE {sql}")
+        con.execute(f"COMMENT ON MACRO TABLE {signature.partition('(')[0]} IS {literal(doc)}")
 
 
 def make_view(

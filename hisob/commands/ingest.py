@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 
 SHOWN = 60  # characters of a value at fault
 
-WHAT_TO_DO = {
-    "not_an_integer": "Write whole numbers in digits, in the column's unit (Wh, tiyin).",
-    "out_of_range": "Look at the unit: the number is below what the column may hold, or beyond 64 bits.",
-    "naive_time": "Write the offset: 2025-05-01T10:00:00+05:00, or Z for UTC.",
-    "bad_time": "Write times as 2025-05-01T10:00:00+05:00.",
-    "bad_date": "Write dates as 2025-05-01.",
-    "missing_value": "Fill in what is missing.",
-    "unknown_value": "Use one of the values that the contract names for the column.",
-    "broken_utf8": "Save the file as UTF-8.",
-    "not_json": "Write one JSON object a line.",
-    "wrong_field_count": "Put fields that hold a comma between quotes.",
-    "arrives_later_than_now": "Look at the clock that dated it; a tariff or version made known ahead needs its received_at.",
-    "bad_version": "Mend the other rows of the tariff version.",
-    "no_last_block": "Give the tariff version a last block without block_upto_kwh.",
-}
-
 
 def ingest(
     context: typer.Context,
@@ -131,6 +115,8 @@ def moment(us: int) -> str:
 
 def tell(report: IngestReport) -> None:
     """The report for a person: what was taken, what was not and why, what comes next."""
+    from hisob.reasons import UNREADABLE
+
     for name in report.skipped:
         print(f"skipped    {name}: its content is in the journal already")
     for name, count in report.resumed.items():
@@ -149,8 +135,7 @@ def tell(report: IngestReport) -> None:
             if example.reason == reason:
                 where = f"{example.file}, row {example.row}" + (f", {example.column}" if example.column else "")
                 print(f"             {where}: {shortened(example.value)}")
-        if reason in WHAT_TO_DO:
-            print(f"             {WHAT_TO_DO[reason]}")
+        print(f"             next: {UNREADABLE[reason].next_step}")
     if report.unreadable:
         print(
             "Unreadable rows are journalled whole and come out as `refused`. Mend them and give them as a file of their own."

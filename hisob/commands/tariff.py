@@ -1,0 +1,243 @@
+"""`hisob tariff`: what the tariffs are, what a month costs by them, and whether a file of new ones is right."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hisob.commands import AsJson, home_of
+
+if TYPE_CHECKING:
+    from hisob.tariff_book import Quote, Version
+
+tariff = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="The tariffs of the home, or, where there is none, those we ship: shown, reckoned by, and checked.",
+)
+On = Annotated[str | None, typer.Option("--on", metavar="DATE", help="A day in Asia/Tashkent, as 2025-05-01.")]
+
+
+@tariff.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A tariff.", show_default="all")] = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every version of the tariffs, or, with --on, those in force on a day."""
+    from hisob.errors import HisobError
+    from hisob.tariff_book import check_name, in_force, names_of
+
+    book, where = book_of(context)
+    if name is not None:
+        check_name(book, name)
+    names = names_of(book) if name is None else [name]
+    day = parse_day(on) if on else None
+    found: list[Version] = []
+    for each in names:
+        if day is None:
+            found += sorted((v for v in book if v.tariff == each), key=lambda v: v.effective_on)
+        elif version := in_force(book, each, day):
+            found.append(version)
+    if not found and name is not None and day is not None:
+        raise HisobError(no_version(book, name, day), exit_code=1)
+    if as_json:
+        print(json.dumps([as_dict(version) for version in found], ensure_ascii=False))
+        return
+    print(f"From {where}. Soum per kWh, by the kWh of a calendar month.")
+    for each in dict.fromkeys(version.tariff for version in found):
+        print(f"\n{each}")
+        for version in found:
+            if version.tariff == each:
+                tell_version(version)
+
+
+@tariff.command("quote")
+def quote_usage(
+    context: typer.Context,
+    kwh: Annotated[str, typer.Option("--kwh", metavar="KWH", help="A month's usage, to the Wh: 500, or 312.5.")],
+    on: On = None,
+    plan: Annotated[str, typer.Option("--plan", metavar="NAME", help="The tariff.")] = "household",
+    families: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Families sharing the meter: they multiply the block limits.")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """What a month of so much usage costs, block by block, exact to the tiyin. --on: today, unless given."""
+    from hisob.errors import HisobError
+    from hisob.tariff_book import check_name, in_force, quote
+
+    usage_wh = parse_kwh(kwh)
+    book, where = book_of(context)
+    check_name(book, plan)
+    day = parse_day(on) if on else today()
+    version = in_force(book, plan, day)
+    if version is None:
+        raise HisobError(no_version(book, plan, day), exit_code=1)
+    found = quote(version, usage_wh, families)
+    if as_json:
+        print(json.dumps(quote_dict(found, day), ensure_ascii=False))
+    else:
+        tell_quote(found, day, where)
+
+
+@tariff.command()
+def check(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file as for `hisob ingest tariff=FILE`.")],
+    rise: Annotated[
+        float, typer.Option(min=0, metavar="PERCENT", help="Warn of prices that rise by more than this.")
+    ] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Check a file of tariffs before it is ingested: values, blocks, and prices against the version before.
+
+    Exit 0: nothing to say; 1: there are findings, warnings among them (a rise that is meant: --rise); 2: it cannot be
+    read.
+    """
+    from connectors.files import FileError
+    from hisob.errors import HisobError
+    from hisob.tariff_book import check_file
+
+    book, where = book_of(context)
+    try:
+        findings = check_file(file, book, rise)
+    except FileError as error:
+        raise HisobError(str(error), exit_code=2) from error
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
+    else:
+        for finding in findings:
+            print(f"{finding.severity:<8} {finding.reason}  {finding.where}: {finding.text}")
+        if not findings:
+            print(f"{file}: nothing to find fault with, held against {where}.")
+    if findings:
+        raise typer.Exit(1)
+
+
+# ---- which book, and what was asked ----------------------------------------------------------------------------------
+
+
+def book_of(context: typer.Context) -> tuple[list[Version], str]:
+    """The tariffs of the home's journal, or, where there is no home, those we ship; and which they are, in words."""
+    from connectors.home import Home
+    from hisob.tariff_book import journal_book, shipped_book
+
+    if Home(context.obj).settings.is_file():
+        home, _ = home_of(context)
+        return journal_book(home), f"the journal of {context.obj}"
+    return shipped_book(), f"the book shipped with Hisob ({context.obj} is no home)"
+
+
+def today() -> dt.date:
+    """The day it is in Tashkent."""
+    return (dt.datetime.now(dt.UTC) + dt.timedelta(hours=5)).date()
+
+
+def parse_day(text: str) -> dt.date:
+    """A day as 2025-05-01. Raises HisobError (exit 2)."""
+    from hisob.errors import HisobError
+
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+            return dt.date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise HisobError(f"{text!r} is no day: write it as 2025-05-01.", exit_code=2)
+
+
+def parse_kwh(text: str) -> int:
+    """An amount of energy such as 500, 1,500 or 312.5, as Wh. Raises HisobError (exit 2)."""
+    from hisob.errors import HisobError
+    from hisob.tariff_book import MOST_KWH
+
+    if re.fullmatch(r"(\d+|\d{1,3}(,\d{3})+)(\.\d{1,3})?", text, re.ASCII):
+        whole, _, part = text.replace(",", "").partition(".")
+        if len(whole.lstrip("0")) < 11 and (usage_wh := int(whole) * 1000 + int(part.ljust(3, "0"))) <= MOST_KWH * 1000:
+            return usage_wh
+    raise HisobError(f"--kwh {text!r} is no usage: write kWh as 500, or 312.5, up to {MOST_KWH:,}.", exit_code=2)
+
+
+def no_version(book: list[Version], name: str, day: dt.date) -> str:
+    """That a tariff is not in force yet."""
+    first = min(version.effective_on for version in book if version.tariff == name)
+    return f"The tariff {name} is known from {first} on, not on {day}. `hisob tariff show {name}` has its versions."
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def tell_version(version: Version) -> None:
+    """A version: its blocks, and where each comes from."""
+    from hisob.tariff_book import soum
+
+    below, before = 0, None
+    for number, ((limit, price), source) in enumerate(zip(version.blocks, version.sources, strict=True)):
+        when = f"from {version.effective_on}" if number == 0 else ""
+        shown = "" if source == before else (source or "")
+        print(f"  {when:<16}{span_of(below, limit):>18} {soum(price):>10}  {shown}".rstrip())
+        below, before = limit or below, source
+
+
+def tell_quote(found: Quote, day: dt.date, where: str) -> None:
+    """A quote that adds up on the page."""
+    from hisob.tariff_book import soum
+
+    version = found.version
+    shared = f", {found.families} families" if found.families > 1 else ""
+    print(f"{version.tariff} on {day} (version of {version.effective_on}){shared}, from {where}")
+    rows = [
+        (
+            span_of(x.above_kwh, x.upto_kwh),
+            f"{kwh_text(x.usage_wh)} kWh",
+            f"× {soum(x.price_tiyin_per_kwh)}",
+            soum(x.amount_tiyin),
+        )
+        for x in found.lines
+    ]
+    rows.append(("a month", f"{kwh_text(found.usage_wh)} kWh", "", f"{soum(found.amount_tiyin)}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) + " soum")
+    for source in dict.fromkeys(filter(None, version.sources)):
+        print(f"  {source}")
+
+
+def span_of(above_kwh: int, upto_kwh: int | None) -> str:
+    """A block's place in the month's usage."""
+    if upto_kwh is None:
+        return f"above {above_kwh:,} kWh" if above_kwh else "every kWh"
+    return f"{above_kwh:,}–{upto_kwh:,} kWh"
+
+
+def kwh_text(wh: int) -> str:
+    """Energy in kWh, exact."""
+    return f"{wh // 1000:,}" + (f".{wh % 1000:03}".rstrip("0") if wh % 1000 else "")
+
+
+def as_dict(version: Version) -> dict[str, Any]:
+    """A version for --json."""
+    blocks = [
+        {"block_upto_kwh": limit, "price_tiyin_per_kwh": price, "source": source}
+        for (limit, price), source in zip(version.blocks, version.sources, strict=True)
+    ]
+    return {"tariff": version.tariff, "effective_on": str(version.effective_on), "blocks": blocks}
+
+
+def quote_dict(found: Quote, day: dt.date) -> dict[str, Any]:
+    """A quote for --json."""
+    return {
+        "tariff": found.version.tariff,
+        "on": str(day),
+        "effective_on": str(found.version.effective_on),
+        "families": found.families,
+        "usage_wh": found.usage_wh,
+        "amount_tiyin": found.amount_tiyin,
+        "blocks": [vars(line) for line in found.lines],
+    }
