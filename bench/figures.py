@@ -61,7 +61,9 @@ FIGURES = (
     Figure("kills_survived", "kill -9, same digest after it", 100, "more", "{:.0f}",
            "ingest and settle, one process and two, at random moments; the digests compared (tests/test_crashes.py)"),
     Figure("lost_or_doubled_writes", "writes lost or doubled by kills", 0, "less", "{:.0f}",
-           "20 kills -9 of settle, dispatch, poll and clock each, while switches are ordered off and on all the time"),
+           "20 kills -9 of settle, dispatch, notify, poll and clock each, while switches are ordered off and on all the time"),
+    Figure("doubled_notices", "messages doubled by the same kills", 0, "less", "{:.0f}",
+           "lines of the outbox beyond one a notice"),
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ PAYMENTS_PER_S = 8.0
 PATIENCE_S = 120.0
 KILLS = 20
 ANYTIME = {"days": [1, 2, 3, 4, 5, 6, 7], "from": "00:00", "to": "24:00"}
+NEVER = {"from": "00:00", "to": "00:00"}
 AT_ONCE = {"notice_gap_hours": 0, "cuts_per_hour": 100_000, "cuts_per_feeder_hour": 100_000}
 
 
@@ -93,8 +94,11 @@ def quarter_before(moment: dt.datetime) -> dt.datetime:
     return moment.replace(minute=moment.minute // 15 * 15, second=0, microsecond=0)
 
 
-def make_fleet(work: Work, name: str, meters: int, balance_tiyin: int) -> Fleet:
-    """Accounts opened an hour ago with this balance, and policies under which they may be cut at once, at any hour."""
+def make_fleet(work: Work, name: str, meters: int, balance_tiyin: int, *, phones: bool = False) -> Fleet:
+    """Accounts opened an hour ago with this balance, and policies under which they may be cut at once, at any hour.
+
+    With phones they are told of it, and for credit are cut only once the phone has answered.
+    """
     path = work.home(name).path
     shutil.rmtree(path, ignore_errors=True)
     fleet = Fleet(make_home(path, 16), meters)
@@ -107,6 +111,7 @@ def make_fleet(work: Work, name: str, meters: int, balance_tiyin: int) -> Fleet:
             "district": "bench",
             "feeder": f"F-{n % FEEDERS:02}",
             "tariff": "household",
+            "phone": f"+9989000{n:05}" if phones else None,
             "opening_balance_tiyin": balance_tiyin,
             "opening_register_wh": 1_000_000,
         }
@@ -115,7 +120,7 @@ def make_fleet(work: Work, name: str, meters: int, balance_tiyin: int) -> Fleet:
     policies = [
         {"policy_id": kind, "kind": kind, "scope": "all", "starts_at": began.isoformat(), "value": json.dumps(value),
          "author": "bench", "reason": "cut at once, at any hour"}
-        for kind, value in (("disconnect_window", ANYTIME), ("threshold", AT_ONCE))
+        for kind, value in (("disconnect_window", ANYTIME), ("threshold", AT_ONCE), ("quiet_hours", NEVER))
     ]  # fmt: skip
     reading_at = (fleet.quarter - QUARTER).isoformat()
     readings = [
@@ -295,11 +300,11 @@ class FaultyTimes:
 
 # ---- kills -----------------------------------------------------------------------------------------------------------
 def write_crashes(work: Work) -> dict[str, float]:
-    """Switches opened and closed by order while settle, dispatch, poll and the clock are killed with -9 again and again."""
-    fleet = make_fleet(work, "write-crashes", max(40, round(200 * work.scale)), 100_000_000)
+    """Switches opened and closed by order, and told of, while every process is killed with -9 again and again."""
+    fleet = make_fleet(work, "write-crashes", max(40, round(200 * work.scale)), 100_000_000, phones=True)
     kills = max(2, round(KILLS * work.scale))
     orderer = Orderer(fleet)
-    with simulated(fleet), Processes(fleet, "settle", "dispatch", "poll", "clock") as processes:
+    with simulated(fleet), Processes(fleet, "settle", "dispatch", "notify", "poll", "clock") as processes:
         ordering = threading.Thread(target=orderer.keep_ordering, daemon=True)
         ordering.start()
         draw = random.Random(1)
@@ -317,9 +322,16 @@ def write_crashes(work: Work) -> dict[str, float]:
     )
     return {
         "lost_or_doubled_writes": lost + doubled,
+        "doubled_notices": doubled_notices(fleet),
         "writes_commanded": orderer.orders.total(),
         "kills_of_each_process": kills,
     }
+
+
+def doubled_notices(fleet: Fleet) -> int:
+    """How many messages left more than once."""
+    lines = (fleet.home.path / "outbox.ndjson").read_text(encoding="utf-8").splitlines()
+    return len(lines) - len({json.loads(line)["notice_id"] for line in lines})
 
 
 def changes(fleet: Fleet) -> Counter[str]:
