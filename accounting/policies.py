@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from accounting.calendar import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, day_of, day_start, iso_weekday
 
@@ -52,8 +52,7 @@ class Policy:
         return SCOPES.index(self.scope.partition(":")[0]), self.starts_at, self.arrival
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What policies can tell accounts apart by; `account` only where one names the account."""
 
     district: str

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from accounting.partition import Partition, Payment
 from accounting.policies import Place, Policy
-from accounting.state import ACCOUNT, FOREVER, new_accounts
+from accounting.state import ACCOUNT
 from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersion
 
 if TYPE_CHECKING:
@@ -75,15 +75,9 @@ def restore(data: bytes) -> Partition:
     accounts, wake_at, strings, meters, payments, side = sections
     p = Partition(0)
     _restore_side_tables(p, json.loads(bytes(side)))
-    rows = np.frombuffer(accounts, ACCOUNT)
-    more = max(16, len(rows) // 8)
-    p.count = len(rows)
-    p.accounts = np.empty(len(rows) + more, ACCOUNT)
-    p.accounts.view(np.uint8)[: accounts.size] = np.frombuffer(
-        accounts, np.uint8
-    )  # as rows it takes four times as long
-    p.accounts[len(rows) :] = new_accounts(more)
-    p.wake_at = np.concatenate([np.frombuffer(wake_at, np.int64), np.full(more, FOREVER)])
+    p.accounts = np.frombuffer(accounts, ACCOUNT)  # memory of its own, and ours to write to
+    p.wake_at = np.frombuffer(wake_at, np.int64)
+    p.count = p.accounts.size
     batch = _open(strings)
     p.ids, p.phones = (batch.column(name).to_pylist() for name in ("id", "phone"))
     p.languages = batch.column("language").dictionary_decode().to_pylist()  # a dictionary's values are boxed one by one
