@@ -71,6 +71,11 @@ class Home:
         return self.path / "inbox"
 
     @property
+    def reconciled(self) -> Path:
+        """What each run of `hisob reconcile-payments` came to, a file each: the load takes them in."""
+        return self.path / "reconciled"
+
+    @property
     def devices(self) -> Path:
         """Where each meter and its switch is to be reached."""
         return self.path / "devices.csv"

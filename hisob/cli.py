@@ -36,6 +36,8 @@ COMMANDS = (
     "query",
     "statement",
     "why",
+    "reconcile",
+    "reconcile-payments",
     "tariff",
     "refused",
     "held",

@@ -2,7 +2,8 @@
 
 What it takes in is a consistent picture: the events, and the journal exactly as far as settle had come when it wrote the
 last of them. The positions covered are kept in the same transaction, so a load that is run twice adds nothing, and one that
-is killed at any step has taken in nothing: what it left in the lake is swept away by the next.
+is killed at any step has taken in nothing: what it left in the lake is swept away by the next. In the same transaction it
+takes in what channels' lists of payments came to (`payment_runs.py`).
 
 Memory is bounded by slices. Decoding, sorting and writing Parquet run in two threads: Arrow and NumPy let go of Python's lock.
 """
@@ -24,6 +25,7 @@ from connectors.locks import AlreadyRunningError, hold
 from connectors.log.sqlite import open_log
 from warehouse.errors import BusyError, WarehouseError, first_line
 from warehouse.lake import Slice, Taken, add_files, lake_sql, live_files, merge_files, slices, sweep, take_slice
+from warehouse.payment_runs import make_run_tables, new_runs, take_run
 from warehouse.tables import columns_of, create_tables, fingerprint, log_of, quoted
 from warehouse.views import make_views
 
@@ -81,14 +83,21 @@ def load_logs(home: Home) -> Loaded:
             records = check_reach(home, covered, reach)
             rows, merged = {}, 0
             con.begin()
+            make_run_tables(con)
+            runs = new_runs(con, home)
+            number = latest_load(con) + 1
             if records:
-                number = latest_load(con) + 1
                 logs = {"journal": journal, "events": events}
                 parts = chain.from_iterable(slices(log, name, covered[name], reach[name]) for name, log in logs.items())
                 rows = take_in(con, home.lake, parts, number)
-                note_load(con, number, records, covered, reach)
                 keep_balances(con, home.lake, number)
                 merged = merge_files(con, home.lake, published.load)
+            if runs:
+                for run in runs:
+                    take_run(con, run)
+                rows["payment_reconciliation"] = len(runs)
+            if records or runs:
+                note_load(con, number, records, covered, reach)
             if follow_home(con, home) or records:
                 make_views(con, home.lake.absolute(), journal.partitions, published.load)
             con.commit()
@@ -239,15 +248,14 @@ def keep_slice(con: duckdb.DuckDBPyConnection, taken: Taken, number: int) -> Non
 def note_load(con: duckdb.DuckDBPyConnection, number: int, records: int, covered: Positions, reach: Positions) -> None:
     """Enter the load and the positions it covers."""
     con.execute("INSERT INTO load.loads VALUES (?, now(), ?)", [number, records])
-    con.executemany(
-        "INSERT INTO load.progress VALUES (?, ?, ?, ?, ?)",
-        [
-            [number, log, partition, covered[log].get(partition, 0), end]
-            for log, ends in reach.items()
-            for partition, end in ends.items()
-            if end > covered[log].get(partition, 0)
-        ],
-    )
+    gained = [
+        [number, log, partition, covered[log].get(partition, 0), end]
+        for log, ends in reach.items()
+        for partition, end in ends.items()
+        if end > covered[log].get(partition, 0)
+    ]
+    if gained:
+        con.executemany("INSERT INTO load.progress VALUES (?, ?, ?, ?, ?)", gained)
 
 
 def keep_balances(con: duckdb.DuckDBPyConnection, lake: Path, number: int) -> None:

@@ -31,7 +31,7 @@ def load(context: typer.Context, as_json: AsJson = False) -> None:
 
 def say(outcome: dict[str, Any]) -> None:
     """What came of the load, for people."""
-    if outcome["records"]:
+    if outcome["rows"]:
         rows = ", ".join(f"{count:,} {kind}" for kind, count in sorted(outcome["rows"].items(), key=lambda r: -r[1]))
         print(f"Load {outcome['load']}: {outcome['records']:,} records in {outcome['seconds']:.1f} s ({rows}).")
     else:
