@@ -98,9 +98,7 @@ def may_cut_for_order(s: Account, rules: Any, safety_cause: int) -> bool:
 def ends_cut(s: Account, supply: int, rules: Any, safety_cause: int) -> bool:
     """Whether a supply that is off, or may be, should be on (promise 4)."""
     pending = supply == DISCONNECT_PENDING  # not proven to be off yet: void it as soon as it may not be asked for
-    if (
-        s.closing
-    ):  # no cut for this account's debt outlives it, nor one under way: the meter goes on to whoever comes next
+    if s.closing:  # the meter goes on to whoever comes next: no cut for debt outlives the account, nor one under way
         return s.ordered_off == 0 or (pending and safety_cause not in (s.command_cause, s.ordered_off))
     barred = rules.window_until == NONE or rules.forbidden != 0 or s.protected != 0 or s.hold != 0
     if s.ordered_off != 0:
