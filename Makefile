@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prefect test check bench format lock clean anew
+.PHONY: help demo prefect test paper check bench format lock clean anew
 
 help: ## what can be made
 	@echo "Hisob: prepaid electricity, end to end. make ..."
@@ -39,6 +39,10 @@ prefect: $(READY) ## Prefect for the home HISOB_HOME (or hisob-data): server, wo
 test: $(READY) ## all tests
 	@echo "test: pytest on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+paper: $(READY) ## the busiest statement, printed by a real browser where there is one: one sheet of A4
+	@echo "paper: Chromium or Chrome (HISOB_BROWSER=/path/to/it; HISOB_PAGES=FOLDER keeps the pages)"
+	@$(BIN)/python -m pytest -q tests/test_statement.py -k a4
 
 check: $(READY) ## ruff, mypy, and who may import whom
 	@echo "check: ruff"

@@ -6,6 +6,10 @@ entry. What the blocks do not explain stands there as a rest; there should be no
 
 An entry belongs to the moment its usage ended, or its credit stands at. So the statement of a month that is past changes when
 something about that month becomes known late: corrections are listed, and the months go on adding up.
+
+Registers stand as they were charged by: the opening one is the last that was settled by the period's start, the closing one
+the last by its end, so what a period closes with the next one opens with. What they differ by, and the estimates given back
+since, is the usage on the page.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from warehouse.errors import WarehouseError
 from warehouse.tables import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import duckdb
     from numpy.typing import NDArray
@@ -65,75 +69,166 @@ class Usage:
 
 @dataclass(frozen=True)
 class Line:
-    """Any other entry: what it is, when it stands, what it came to."""
+    """Any other entry: what it is, when it stands, what it came to, and what its record says of it (channel, reason …)."""
 
     entry_id: str
     at: datetime
     kind: str
     usage_wh: int
     amount_tiyin: int
-    text: str
+    details: dict[str, str]
+
+    @property
+    def read_at(self) -> datetime | None:
+        """When the reading that came late was read."""
+        return datetime.fromisoformat(self.details["read_at"]) if "read_at" in self.details else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A step charged by estimate: its pieces within the period. stands: it was not given back since."""
+
+    from_at: datetime
+    to_at: datetime
+    from_wh: int
+    to_wh: int
+    usage_wh: int
+    amount_tiyin: int
+    stands: bool
+
+
+@dataclass(frozen=True)
+class Register:
+    """A register at a moment: measured, estimated, or interpolated where a step was cut."""
+
+    at: datetime
+    register_wh: int
+    status: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The registers of one meter within the period, and what was used between them. exchanged_at: when it came, if within."""
+
+    meter_id: str
+    opening: Register
+    closing: Register
+    usage_wh: int
+    modulus_wh: int
+    exchanged_at: datetime | None
+
+    @property
+    def rolled_over(self) -> bool:
+        return self.opening.register_wh + self.usage_wh != self.closing.register_wh
+
+    @property
+    def adds_up(self) -> bool:
+        return (self.opening.register_wh + self.usage_wh - self.closing.register_wh) % self.modulus_wh == 0
 
 
 @dataclass
 class Statement:
-    """The page. closing = opening + credits + usage + corrections; adds_up: so it is, and closing is the ledger's."""
+    """The page. closing = opening + credits + usage + corrections, and likewise in Wh: usage_wh = the registers' difference +
+    given_back_wh (estimates charged within the period that do not stand, less what was given back in it).
+    adds_up: so it is, and closing is the ledger's. usage_wh is net of what corrections gave back.
+    """
 
     account_id: str
     month: str | None
     first_day: date
     last_day: date
+    known_until: datetime
+    meter_id: str
+    tariff: str
+    families: int
     opening_tiyin: int
     closing_tiyin: int
+    registers: list[Stretch]
     credits: list[Line]
     usage: list[Usage]
+    blocks: list[Usage]
+    estimates: list[Estimate]
     corrections: list[Line]
     credits_tiyin: int
     usage_tiyin: int
     corrections_tiyin: int
     usage_wh: int
+    registers_wh: int
+    given_back_wh: int
     explained: bool
     adds_up: bool
     account: dict[str, Any]
 
 
-def make_statement(con: duckdb.DuckDBPyConnection, account_id: str, month: date | None = None) -> Statement:
-    """The statement of an account: of one month in Asia/Tashkent, or of all its time."""
+@dataclass(frozen=True)
+class Period:
+    """Days of Asia/Tashkent, the first and the last among them; None: as far as there is anything."""
+
+    first_day: date | None = None
+    last_day: date | None = None
+
+    @classmethod
+    def of_month(cls, month: date) -> Period:
+        return cls(month, next_month(month) - timedelta(days=1))
+
+    def bounded(self, ledger: Ledger) -> tuple[date, date]:
+        """The first and last day; open ends are where the account's entries begin and end."""
+        first = self.first_day or day_of(ledger.value_at.min())
+        last = self.last_day or day_of(ledger.value_at.max())
+        return (first, max(first, last)) if self.last_day is None else (min(first, last), last)
+
+
+def make_statement(
+    con: duckdb.DuckDBPyConnection, account_id: str, month: date | None = None, period: Period | None = None
+) -> Statement:
+    """The statement of an account: of one month in Asia/Tashkent, of any period, or of all its time."""
     account = look_up(con, account_id)
     ledger = read_ledger(con, account)
     if not len(ledger.ordinal):
         raise UnknownAccountError(f"Account {account_id} has no entries yet.")
-    if month is None:
-        within = np.ones(len(ledger.amount), bool)
-        first, last = day_of(ledger.value_at.min()), day_of(ledger.value_at.max())
-        later_tiyin = 0
-    else:
-        start, end = start_of(month), start_of(next_month(month))
-        within = (ledger.value_at >= start) & (ledger.value_at < end)
-        first, last = month, next_month(month) - timedelta(days=1)
-        later_tiyin = int(ledger.amount[ledger.value_at >= end].sum())
-    opening_tiyin = int(ledger.amount[~within].sum()) - later_tiyin
+    first, last = (Period.of_month(month) if month else period or Period()).bounded(ledger)
+    start, end = start_of(first), start_of(last + timedelta(days=1))
+    within = (ledger.value_at >= start) & (ledger.value_at < end)
+    later_tiyin = int(ledger.amount[ledger.value_at >= end].sum())
+    opening_tiyin = int(ledger.amount[ledger.value_at < start].sum())
     closing_tiyin = account["balance_tiyin"] - later_tiyin
-    usage = usage_by_day(ledger, read_prices(con, account, ledger), late_readings(con, account, ledger), within)
+    prices, late = read_prices(con, account, ledger), late_readings(con, account, ledger)
+    usage = usage_by_day(ledger, prices, late, within)
     credited = lines(ledger, within & ledger.is_credit, read_credits(con, account))
-    corrections = lines(ledger, within & (ledger.kind == "correction"), {})
+    corrections = lines(ledger, within & (ledger.kind == "correction"), late_details(late))
     sums = [sum(line.amount_tiyin for line in part) for part in (credited, usage, corrections)]
+    standing = standing_estimate(ledger)
+    registers = read_registers(con, account, ledger, standing, start, end)
+    registers_wh, usage_wh = sum(r.usage_wh for r in registers), int(ledger.usage_wh[within].sum())
+    given_back_wh = int(ledger.usage_wh[within & ledger.by_estimate & ~standing].sum())
+    version = in_force(prices.accounts, max(end - 1, int(ledger.value_at.min())), LAST)
     return Statement(
         account_id=account_id,
         month=None if month is None else f"{month:%Y-%m}",
         first_day=first,
         last_day=last,
+        known_until=read_known_until(con, account),
+        meter_id=registers[-1].meter_id if registers else account["meter_id"],
+        tariff=version.tariff if version else account["tariff"],
+        families=version.families if version else account["families"],
         opening_tiyin=opening_tiyin,
         closing_tiyin=closing_tiyin,
+        registers=registers,
         credits=credited,
         usage=usage,
+        blocks=sum_up(usage, lambda _: None),
+        estimates=estimates_within(ledger, within, standing),
         corrections=corrections,
         credits_tiyin=sums[0],
         usage_tiyin=sums[1],
         corrections_tiyin=sums[2],
-        usage_wh=int(ledger.usage_wh[within].sum()),
+        usage_wh=usage_wh,
+        registers_wh=registers_wh,
+        given_back_wh=given_back_wh,
         explained=not any(u.rest_tiyin for u in usage),
-        adds_up=opening_tiyin + sum(sums) == closing_tiyin,
+        adds_up=opening_tiyin + sum(sums) == closing_tiyin
+        and registers_wh + given_back_wh == usage_wh
+        and all(r.adds_up for r in registers),
         account=account,
     )
 
@@ -142,7 +237,8 @@ def look_up(con: duckdb.DuckDBPyConnection, account_id: str) -> dict[str, Any]:
     """The account as it stands: its balance, and the latest version taken. Raises UnknownAccountError."""
     found = con.execute(
         """
-        SELECT b.*, a.meter_id, a.district, a.tariff, coalesce(a.families, 1) AS families, a.closed_at
+        SELECT b.*, a.meter_id, a.district, a.tariff, coalesce(a.families, 1) AS families, a.closed_at,
+            a.language
         FROM main.balances b
         LEFT JOIN journal.account a ON a.account_id = b.account_id AND a.partition = b.partition AND NOT EXISTS (
             FROM events.refused r WHERE r.record_kind = 'account' AND r.partition = a.partition AND r.ordinal = a.ordinal
@@ -191,19 +287,25 @@ class Ledger:
         return np.where(self.from_at == NEVER, self.to_at, self.to_at - 1)
 
     @property
+    def by_estimate(self) -> NDArray[np.bool_]:
+        """What was charged by estimate, and what of that was given back."""
+        return self.basis == "estimated"
+
+    @property
     def is_credit(self) -> NDArray[np.bool_]:
         """Everything that neither charges usage nor corrects what was charged."""
         return (self.kind != "usage") & (self.kind != "correction")
 
 
 NEVER = -(2**62)
+LAST = 2**62  # an arrival after all others
 
 
 def read_ledger(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> Ledger:
     """Read an account's entries."""
     sql = f"""
         SELECT ordinal, n, kind, coalesce(epoch_us(from_at), {NEVER}), epoch_us(to_at), coalesce(from_wh, 0),
-            coalesce(to_wh, 0), usage_wh, amount_tiyin, tariff, basis
+            coalesce(to_wh, {NEVER}), usage_wh, amount_tiyin, tariff, basis
         FROM events.entry WHERE account_id = ? ORDER BY ordinal, n
         """
     entries = con.cursor().sql(sql, params=[account["account_id"]]).to_arrow_table()
@@ -232,8 +334,11 @@ class Prices:
     accounts: list[Version]
     tariffs: list[Version]
 
-    def blocks(self, at: NDArray[np.int64], ordinal: NDArray[np.int64]) -> list[Blocks | None]:
-        """For each moment and arrival the blocks (limit in kWh, price) in force, the limits times the families.
+    def blocks(
+        self, at: NDArray[np.int64], ordinal: NDArray[np.int64]
+    ) -> tuple[list[Blocks | None], NDArray[np.int64]]:
+        """For each moment and arrival the blocks (limit in kWh, price) in force, the limits times the families: those
+        there are, and which of them.
 
         Nothing changes between two changes or two arrivals, so it is found once for each pair of places among them.
         """
@@ -244,7 +349,7 @@ class Prices:
         )
         _, first, which = np.unique(place, return_index=True, return_inverse=True)
         found = [self._blocks(int(at[i]), int(ordinal[i])) for i in first]
-        return [found[k] for k in which.tolist()]
+        return found, which
 
     def _blocks(self, at: int, ordinal: int) -> Blocks | None:
         account = in_force(self.accounts, at, ordinal)
@@ -362,12 +467,15 @@ def usage_by_day(
     to_day = (ledger.to_at - 1 + UTC_OFFSET_US) // US_PER_DAY
     from_day = np.where(ledger.to_at - ledger.from_at > US_PER_DAY, starts_on, to_day)
     months = (starts_on.astype("datetime64[D]")).astype("datetime64[M]").astype(np.int64)
-    columns: list[NDArray[Any]] = [ledger.kind, ledger.basis, ledger.tariff, from_day, to_day, months]
-    columns += [ledger.usage_wh, ledger.amount, within]
-    in_force_then = prices.blocks(ledger.from_at, ledger.ordinal)
-    for i, (kind, basis, tariff, first, last, in_month, usage_wh, amount, wanted, blocks) in enumerate(
-        zip(*(column.tolist() for column in columns), in_force_then, strict=True)
+    in_force_then, which = prices.blocks(ledger.from_at, ledger.ordinal)
+    columns: list[NDArray[Any]] = [ledger.kind, ledger.tariff, from_day, to_day, months, within, which]
+    starts = run_starts((ledger.kind == "usage") & ~ledger.by_estimate, columns)
+    of_runs = [column[starts].tolist() for column in (*columns, ledger.basis)]
+    sums = [np.add.reduceat(column, starts).tolist() for column in (ledger.usage_wh, ledger.amount)]
+    for i, kind, tariff, first, last, in_month, wanted, place, basis, usage_wh, amount in zip(
+        starts.tolist(), *of_runs, *sums, strict=True
     ):
+        blocks = in_force_then[place]
         if kind == "correction":
             estimate = None
             if basis != "estimated" and (ordinal := int(ledger.ordinal[i])) in late:
@@ -392,6 +500,14 @@ def usage_by_day(
     return [gather(*day, runs) for day, runs in sorted(days.items(), key=lambda item: item[0][:2])]
 
 
+def run_starts(plain: NDArray[np.bool_], columns: list[NDArray[Any]]) -> NDArray[np.int64]:
+    """Where runs begin: `plain` entries that follow on each other, alike in all columns, are one; others each their own."""
+    goes_on = plain[1:] & plain[:-1]
+    for column in columns:
+        goes_on &= column[1:] == column[:-1]
+    return np.flatnonzero(np.concatenate(([True], ~goes_on)))
+
+
 def gather(first: int, last: int, tariff: str | None, basis: str, runs: list[tuple[int, int, int, Any]]) -> Usage:
     """The usage of one day, or stretch of days, of its runs."""
     usage = Usage(day_number(first), day_number(last), tariff, basis)
@@ -414,6 +530,25 @@ def add_blocks(blocks: Iterable[Block], more: Iterable[Block]) -> list[Block]:
             block if old is None else Block(*key, old.usage_wh + block.usage_wh, old.amount_tiyin + block.amount_tiyin)
         )
     return sorted(found.values(), key=lambda block: block.above_kwh)
+
+
+def sum_up(usage: Iterable[Usage], part_of: Callable[[Usage], Any]) -> list[Usage]:
+    """Usage put together, block by block: that of one part, tariff and basis into one."""
+    found: dict[Any, Usage] = {}
+    for more in usage:
+        key = part_of(more), more.tariff, more.basis
+        into = found.setdefault(key, Usage(more.first_day, more.last_day, more.tariff, more.basis))
+        into.first_day, into.last_day = min(into.first_day, more.first_day), max(into.last_day, more.last_day)
+        into.usage_wh += more.usage_wh
+        into.amount_tiyin += more.amount_tiyin
+        into.rest_tiyin += more.rest_tiyin
+        into.blocks = add_blocks(into.blocks, more.blocks)
+    return list(found.values())
+
+
+def by_month(usage: Iterable[Usage]) -> list[Usage]:
+    """Usage by the month it ends in."""
+    return sum_up(usage, lambda u: (u.last_day.year, u.last_day.month))
 
 
 def shift_of(ledger: Ledger, i: int, late: LateReading) -> int:
@@ -454,37 +589,260 @@ def late_readings(con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledge
     return {ordinal: LateReading(*rest) for ordinal, *rest in found}
 
 
+# ---- registers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A register that was charged up to: when, which, and how much the meter had counted by then since it came."""
+
+    at: int
+    register_wh: int
+    counted_wh: int
+    estimated: bool
+
+
+@dataclass
+class OnMeter:
+    """The time an account had one meter (or one count of it: a reset begins another), and what was charged by it."""
+
+    meter_id: str
+    modulus_wh: int
+    from_at: int
+    until: int
+    first: Point
+    ends: NDArray[np.int64]
+    registers: NDArray[np.int64]
+    counted: NDArray[np.int64]
+    estimated: NDArray[np.bool_]
+
+    def last_by(self, at: int) -> Point:
+        """The last register by a moment, or the first there is."""
+        i = int(np.searchsorted(self.ends, at, "right")) - 1
+        if i < 0:
+            return self.first
+        return Point(int(self.ends[i]), int(self.registers[i]), int(self.counted[i]), bool(self.estimated[i]))
+
+
+def standing_estimate(ledger: Ledger) -> NDArray[np.bool_]:
+    """Which entries are the estimate that was not given back."""
+    estimated = ledger.by_estimate
+    back = np.flatnonzero((ledger.kind == "correction") & estimated)
+    standing: NDArray[np.bool_] = (ledger.kind == "usage") & estimated
+    standing[: back[-1] + 1 if len(back) else 0] = False
+    return standing
+
+
+def estimates_within(ledger: Ledger, within: NDArray[np.bool_], standing: NDArray[np.bool_]) -> list[Estimate]:
+    """The steps charged by estimate, each of the pieces that lie within. Pieces of one step follow on each other."""
+    found: list[Estimate] = []
+    step: list[int] = []
+    chosen = np.flatnonzero(within & ledger.by_estimate & (ledger.kind == "usage")).tolist()
+    for i in chosen:
+        if step and (i != step[-1] + 1 or ledger.from_at[i] != ledger.to_at[step[-1]]):
+            found.append(estimate_of(ledger, step, standing))
+            step = []
+        step.append(i)
+    return [*found, estimate_of(ledger, step, standing)] if step else found
+
+
+def estimate_of(ledger: Ledger, step: list[int], standing: NDArray[np.bool_]) -> Estimate:
+    """An estimate of its pieces."""
+    first, last = step[0], step[-1]
+    return Estimate(
+        moment(ledger.from_at[first]),
+        moment(ledger.to_at[last]),
+        int(ledger.from_wh[first]),
+        int(ledger.to_wh[last]),
+        int(ledger.usage_wh[step].sum()),
+        int(ledger.amount[step].sum()),
+        bool(standing[last]),
+    )
+
+
+def read_registers(
+    con: duckdb.DuckDBPyConnection,
+    account: dict[str, Any],
+    ledger: Ledger,
+    standing: NDArray[np.bool_],
+    start: int,
+    end: int,
+) -> list[Stretch]:
+    """The registers of a period, meter by meter: each the last by its start and by its end."""
+    chosen = []
+    for meter in meters_of(con, account, ledger, standing):
+        opening, closing = meter.last_by(start), meter.last_by(end)
+        if opening.at <= end and meter.until > start:
+            chosen.append((meter, opening, closing))
+    known = measured_at(con, account, [point for _, *points in chosen for point in points])
+
+    def shown(point: Point) -> Register:
+        how = "measured" if (point.at, point.register_wh) in known else "interpolated"
+        return Register(moment(point.at), point.register_wh, "estimated" if point.estimated else how)
+
+    return [
+        Stretch(
+            meter.meter_id,
+            shown(opening),
+            shown(closing),
+            closing.counted_wh - opening.counted_wh,
+            meter.modulus_wh,
+            moment(meter.from_at) if start < meter.from_at else None,
+        )
+        for meter, opening, closing in chosen
+    ]
+
+
+def meters_of(
+    con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledger: Ledger, standing: NDArray[np.bool_]
+) -> list[OnMeter]:
+    """The account's meters, one after the other, with the registers that it was charged by."""
+    meter_id, modulus_wh, exchanges = read_exchanges(con, account)
+    charged = np.flatnonzero((ledger.kind == "usage") & (~ledger.by_estimate | standing))
+    ends, counted = ledger.to_at[charged], np.cumsum(ledger.usage_wh[charged])
+    opening = np.flatnonzero((ledger.kind == "opening") & (ledger.to_wh != NEVER))
+    start: tuple[int, int] | None = None
+    if len(charged):
+        start = int(ledger.from_at[charged[0]]), int(ledger.from_wh[charged[0]])
+    elif len(opening):
+        start = int(ledger.to_at[opening[0]]), int(ledger.to_wh[opening[0]])
+    if exchanges and (start is None or exchanges[0].at <= start[0]):  # the first exchange started the account
+        start = exchanges[0].at, exchanges[0].old_wh
+    if start is None:
+        return []
+    registers, estimated = ledger.to_wh[charged], standing[charged]
+    found: list[OnMeter] = []
+    done = 0
+    for exchange in (*exchanges, None):
+        upto = len(charged) if exchange is None else int(np.searchsorted(ends, exchange.at, "right"))
+        own, before_wh = slice(done, upto), int(counted[done - 1]) if done else 0
+        since, until = start[0] if found else NEVER, exchange.at if exchange else LAST
+        columns = ends[own], registers[own], counted[own] - before_wh, estimated[own]
+        found.append(OnMeter(meter_id, modulus_wh, since, until, Point(*start, 0, estimated=False), *columns))
+        if exchange is not None:
+            start, done = (exchange.at, exchange.new_wh), upto
+            meter_id, modulus_wh = exchange.meter_id, exchange.modulus_wh or modulus_wh
+    return found
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A meter's last register, and the first of the one that came."""
+
+    at: int
+    old_wh: int
+    meter_id: str
+    new_wh: int
+    modulus_wh: int | None
+
+
+def read_exchanges(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> tuple[str, int, list[Exchange]]:
+    """The account's first meter and its modulus, and the exchanges taken, in order."""
+    key = {"account": account["account_id"], "partition": account["partition"]}
+    (first,) = con.execute(
+        f"""
+        SELECT meter_id, coalesce(register_modulus_wh, 1000000000) FROM journal.account r
+        WHERE account_id = $account AND partition = $partition AND {not_refused("account")} ORDER BY ordinal LIMIT 1
+        """,
+        key,
+    ).fetchall() or [(account["meter_id"], 1_000_000_000)]
+    found = con.execute(
+        f"""
+        SELECT epoch_us(exchanged_at), old_register_wh, new_meter_id, new_register_wh, register_modulus_wh
+        FROM journal.meter_exchange r
+        WHERE account_id = $account AND partition = $partition AND {not_refused("meter_exchange")}
+        GROUP BY 1, 2, 3, 4, 5, old_meter_id ORDER BY min(ordinal)
+        """,
+        key,
+    ).fetchall()
+    return (*first, [Exchange(*row) for row in found])
+
+
+def not_refused(kind: str) -> str:
+    """That a record r of a kind was not refused."""
+    return (
+        f"NOT EXISTS (FROM events.refused x WHERE x.record_kind = '{kind}' AND x.partition = r.partition "
+        "AND x.ordinal = r.ordinal)"
+    )
+
+
+def measured_at(con: duckdb.DuckDBPyConnection, account: dict[str, Any], points: list[Point]) -> set[tuple[int, int]]:
+    """At which of these moments a register was read."""
+    found = con.execute(
+        """
+        SELECT epoch_us(read_at), register_wh FROM journal.reading
+        WHERE account_id = $account AND partition = $partition AND status IS DISTINCT FROM 'estimated'
+            AND read_at BETWEEN make_timestamptz($moments[1]) AND make_timestamptz($moments[-1])
+            AND list_contains($moments, epoch_us(read_at))
+        UNION ALL
+        SELECT epoch_us(exchanged_at), unnest([old_register_wh, new_register_wh]) FROM journal.meter_exchange
+        WHERE account_id = $account AND partition = $partition
+        UNION ALL
+        SELECT epoch_us(effective_at), opening_register_wh FROM journal.account
+        WHERE account_id = $account AND partition = $partition
+        UNION ALL
+        SELECT epoch_us(closed_at), closing_register_wh FROM journal.account
+        WHERE account_id = $account AND partition = $partition
+        """,
+        {
+            "account": account["account_id"],
+            "partition": account["partition"],
+            "moments": sorted({point.at for point in points}),
+        },
+    ).fetchall()
+    return set(found)
+
+
+def read_known_until(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> datetime:
+    """The last tick of the account's partition: up to when its records are known."""
+    (at,) = con.execute(
+        "SELECT max(epoch_us(ticked_at)) FROM journal.tick WHERE partition = ?", [account["partition"]]
+    ).fetchone() or (None,)
+    return moment(0 if at is None else at)
+
+
 # ---- the other lines -------------------------------------------------------------------------------------------------
 
 
-def read_credits(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> dict[int, str]:
+def read_credits(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> dict[int, dict[str, str]]:
     """What is known of a payment or adjustment, by the ordinal of its record."""
     found = con.execute(
         """
-        SELECT ordinal, concat_ws(' ', channel, payment_id, 'takes back ' || reverses) FROM journal.payment
+        SELECT ordinal, channel, payment_id, reverses, NULL, NULL FROM journal.payment
         WHERE account_id = $account AND partition = $partition
         UNION ALL
-        SELECT ordinal, concat_ws(' ', adjustment_id, reason, '(' || author || ')') FROM journal.adjustment
+        SELECT ordinal, NULL, adjustment_id, NULL, reason, author FROM journal.adjustment
         WHERE account_id = $account AND partition = $partition
         """,
         {"account": account["account_id"], "partition": account["partition"]},
     ).fetchall()
-    return dict(found)
+    names = ("channel", "id", "reverses", "reason", "author")
+    return {
+        ordinal: {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for ordinal, *values in found
+    }
 
 
-def lines(ledger: Ledger, which: NDArray[np.bool_], texts: dict[int, str]) -> list[Line]:
+def late_details(late: dict[int, LateReading]) -> dict[int, dict[str, str]]:
+    """Which reading made a correction."""
+    return {
+        ordinal: {"read_at": moment(reading.read_at).isoformat(), "register_wh": str(reading.register_wh)}
+        for ordinal, reading in late.items()
+    }
+
+
+def lines(ledger: Ledger, which: NDArray[np.bool_], details: dict[int, dict[str, str]]) -> list[Line]:
     """Entries as lines of the page, in order of time."""
     found = []
     for i in np.flatnonzero(which).tolist():
-        kind = ledger.kind[i]
-        text = texts.get(int(ledger.ordinal[i]), "")
+        kind, known = ledger.kind[i], details.get(int(ledger.ordinal[i]), {})
         if kind == "correction":
-            text = "an estimate given back" if ledger.basis[i] == "estimated" else "a reading that came late"
+            kind, known = ("estimate_given_back", {}) if ledger.basis[i] == "estimated" else ("late_reading", known)
         elif kind == "opening":
-            text = "brought along"
+            known = {}
         at, usage_wh, amount = moment(ledger.to_at[i]), int(ledger.usage_wh[i]), int(ledger.amount[i])
         entry_id = render_id(ledger.partition, int(ledger.ordinal[i]), int(ledger.n[i]))
-        found.append(Line(entry_id, at, kind, usage_wh, amount, text))
+        found.append(Line(entry_id, at, kind, usage_wh, amount, known))
     return sorted(found, key=lambda line: line.at)
 
 

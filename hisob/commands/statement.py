@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from datetime import UTC, date, datetime
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hisob.commands import AsJson, home_of
+from hisob.errors import HisobError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from warehouse.statement import Block, Statement, Usage
+    from warehouse.statement import Line, Period, Statement, Usage
+    from warehouse.words import Words
 
 DAYS_SHOWN = 92  # more are shown by month
-KIND_NAMES = {"opening": "brought along", "payment": "payments", "reversal": "reversals", "adjustment": "adjustments"}
+
+
+class Language(StrEnum):
+    """What a statement can be written in."""
+
+    UZ_LATN = "uz-Latn"
+    UZ_CYRL = "uz-Cyrl"
+    RU = "ru"
+    EN = "en"
 
 
 def statement(
@@ -26,34 +38,61 @@ def statement(
     month: Annotated[
         str | None, typer.Option(help="A month of Asia/Tashkent, YYYY-MM; without it, all there is.")
     ] = None,
+    first_day: Annotated[str | None, typer.Option("--from", help="Instead, from this day on, YYYY-MM-DD.")] = None,
+    last_day: Annotated[str | None, typer.Option("--to", help="Up to this day, itself included.")] = None,
+    language: Annotated[
+        Language | None, typer.Option(help="Of the page; without it English here, the customer's own in --html.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to print on A4, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Opening, payments, usage by day and block, corrections, closing: the account's balance from registers up."""
+    """Opening, payments, registers, usage by day and block, corrections, closing: the balance from registers up."""
     from warehouse.audit import open_published
     from warehouse.statement import make_statement
 
-    wanted = parse_month(month)
+    of_month, period = parse_month(month), parse_period(month, first_day, last_day)
     home, _ = home_of(context)
     with open_published(home) as con:
-        page = make_statement(con, account, wanted)
+        page = make_statement(con, account, of_month, period)
+    if html is not None:
+        from warehouse.page import render
+        from warehouse.words import DEFAULT
+
+        html.write_text(render(page, language or page.account["language"] or DEFAULT), encoding="utf-8")
     if as_json:
         print(json.dumps(asdict(page), default=as_plain, ensure_ascii=False))
     else:
-        print_statement(page)
+        print_statement(page, language or Language.EN)
     if not page.adds_up:
         raise typer.Exit(1)
 
 
 def parse_month(text: str | None) -> date | None:
     """The first day of a month given as YYYY-MM."""
-    from hisob.errors import HisobError
-
     if text is None:
         return None
     try:
         return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
     except ValueError:
         raise HisobError(f"--month is a month such as 2025-03, not {text}.", exit_code=2) from None
+
+
+def parse_period(month: str | None, first: str | None, last: str | None) -> Period:
+    """The days from --from to --to, which do not go together with --month."""
+    from warehouse.statement import Period
+
+    days = []
+    for option, text in (("--from", first), ("--to", last)):
+        try:
+            days.append(None if text is None else datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date())
+        except ValueError:
+            raise HisobError(f"{option} is a day such as 2025-03-21, not {text}.", exit_code=2) from None
+    period = Period(*days)
+    if month is not None and period != Period():
+        raise HisobError("Either --month, or --from and --to: not both.", exit_code=2)
+    if period.first_day and period.last_day and period.first_day > period.last_day:
+        raise HisobError(f"There is no day from {first} to {last}: --to is the last day, itself included.", exit_code=2)
+    return period
 
 
 def as_plain(value: Any) -> str:
@@ -64,46 +103,58 @@ def as_plain(value: Any) -> str:
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def print_statement(page: Statement) -> None:
+def print_statement(page: Statement, language: str = Language.EN) -> None:
     """The statement as a page of text."""
     from rich.console import Console
     from rich.padding import Padding
+    from rich.text import Text
 
+    from warehouse.page import verdict
+    from warehouse.words import Words
+
+    words = Words(language)
     console = Console(highlight=False)
     console.print()
-    console.print(f"[bold]Account {page.account_id}[/]   {page.first_day:%d.%m.%Y} to {page.last_day:%d.%m.%Y}")
-    console.print(about(page), style="dim")
-    for title, table in ((t, table) for t, table in sections(page) if table.row_count):
+    heading = Text(f"{words.sentence('account')} {page.account_id}", style="bold")
+    console.print(heading.append(f"   {words.period(page.first_day, page.last_day)}", style="not bold"))
+    console.print(Text(about(page, words), style="dim"))
+    tables = [*sections(page, words), (words.sentence("adding_up"), summary(page, words))]
+    room = console.options.update(max_width=500)
+    # A number that is cut off is worse than a line that is too long.
+    console.width = max(console.width, *(2 + console.measure(table, options=room).maximum for _, table in tables))
+    for title, table in ((title, table) for title, table in tables if table.row_count):
         console.print(f"\n[bold]{title}[/]")
         console.print(Padding(table, (0, 0, 0, 2)))
-    console.print("\n[bold]Adding up[/]")
-    console.print(Padding(summary(page), (0, 0, 0, 2)))
-    console.print(verdict(page))
+    style = "bold red" if not page.adds_up else "yellow" if not page.explained else "green"
+    console.print(Text(words[verdict(page)], style=style))
     console.print()
 
 
-def about(page: Statement) -> str:
-    """Who the account is, in a line."""
+def about(page: Statement, words: Words) -> str:
+    """Who the account is, in a line; how it stands now, where the page ends with that."""
     a = page.account
-    parts = [f"meter {a['meter_id']}", f"tariff {a['tariff']}"]
-    parts += [f"{a['families']} families"] if a["families"] and a["families"] > 1 else []
-    parts += [f"supply {a['supply_state']}"] if a["supply_state"] else []
-    if a["depletes_at"]:
-        from warehouse.statement import TASHKENT
+    parts = [f"{words['meter']} {page.meter_id}", f"{words['tariff']} {page.tariff}"]
+    parts += [f"{words['families']}: {page.families}"] if page.families > 1 else []
+    if page.closing_tiyin == a["balance_tiyin"]:
+        parts += [f"{words['supply']}: {words['supply_' + a['supply_state']]}"] if a["supply_state"] else []
+        if a["depletes_at"]:
+            lasts = "lasts_until" if a["depletes_at"] > a["forecast_at"] else "ran_out"
+            parts.append(words(lasts, at=words.moment(a["depletes_at"])))
+    return ", ".join(parts) + ". " + words["units"]
 
-        word = "lasts until" if a["depletes_at"] > a["forecast_at"] else "ran out"
-        parts.append(f"credit {word} about {a['depletes_at'].astimezone(TASHKENT):%d.%m.%Y %H:%M}")
-    return ", ".join(parts) + ". Soum; times of Tashkent."
 
-
-def sections(page: Statement) -> list[tuple[str, Table]]:
+def sections(page: Statement, words: Words) -> list[tuple[str, Table]]:
     """The tables of the page, each with its title."""
-    by_month = len(page.usage) > DAYS_SHOWN
-    title = "Usage by month and block (--month YYYY-MM shows its days)" if by_month else "Usage by day and block"
+    from warehouse.page import rows_of
+
+    rows, by_month = rows_of(page, words, DAYS_SHOWN)
+    title = f"{words.sentence('by_month')} {words['days_hint']}" if by_month else words.sentence("by_day")
     return [
-        ("Payments and other credits", lines_table(page.credits)),
-        (title, usage_table(grouped(page.usage) if by_month else [(days_text(u), u) for u in page.usage])),
-        ("Corrections", lines_table(page.corrections)),
+        (words.sentence("registers"), registers_table(page, words)),
+        (words.sentence("credits"), lines_table(page.credits, words)),
+        (title, usage_table(rows, words)),
+        (words.sentence("estimates"), estimates_table(page, words)),
+        (words.sentence("corrections"), lines_table(page.corrections, words)),
     ]
 
 
@@ -117,113 +168,90 @@ def new_table(*columns: tuple[str, str]) -> Table:
     return table
 
 
-def lines_table(lines: list[Any]) -> Table:
+def registers_table(page: Statement, words: Words) -> Table:
+    """Registers, meter by meter, and what makes them the usage of the page."""
+    from rich.text import Text
+
+    from warehouse.page import remark
+
+    table = new_table(
+        (words["meter"], "left"),
+        (words["when"], "left"),
+        (words["register"], "right"),
+        (words["status"], "left"),
+        (f"{words['usage']}, {words['kwh']}", "right"),
+        ("", "left"),
+    )
+    for r in page.registers:
+        said = Text(remark(r, words), style="dim")
+        for name, end, usage in ((r.meter_id, r.opening, ""), ("", r.closing, words.kwh(r.usage_wh))):
+            shown = words.moment(end.at), words.kwh(end.register_wh), words[end.status]
+            table.add_row(Text(name), *shown, usage, said if usage else "")
+    if page.given_back_wh:
+        table.add_row("", words["no_longer_standing"], "", "", words.kwh(page.given_back_wh), "")
+    return table
+
+
+def lines_table(lines: list[Line], words: Words) -> Table:
     """Entries, a line each."""
     from rich.text import Text
 
-    table = new_table(("when", "left"), ("what", "left"), ("amount", "right"), ("", "left"))
+    from warehouse.page import said_of
+
+    table = new_table((words["when"], "left"), (words["what"], "left"), (words["amount"], "right"), ("", "left"))
     for line in lines:
-        table.add_row(f"{line.at:%d.%m.%Y %H:%M}", line.kind, soum(line.amount_tiyin), Text(line.text, style="dim"))
+        said = Text(said_of(line, words), style="dim")
+        table.add_row(words.moment(line.at), words[line.kind], words.soum(line.amount_tiyin), said)
     return table
 
 
-def usage_table(rows: list[tuple[str, Usage]]) -> Table:
+def estimates_table(page: Statement, words: Words) -> Table:
+    """What was charged by estimate, and whether it stands."""
+    names = ("from", "to", "register", "kwh", "charge", "status")
+    table = new_table(*((words[name], "right" if name in {"register", "kwh", "charge"} else "left") for name in names))
+    for e in page.estimates:
+        table.add_row(
+            words.moment(e.from_at),
+            words.moment(e.to_at),
+            words.kwh(e.to_wh),
+            words.kwh(e.usage_wh),
+            words.soum(e.amount_tiyin),
+            words["stands" if e.stands else "given_back"],
+        )
+    return table
+
+
+def usage_table(rows: list[tuple[str, Usage]], words: Words) -> Table:
     """Usage, a line a block; a day's sum stands in its first line."""
-    table = new_table(
-        ("when", "left"),
-        ("kWh", "right"),
-        ("charge", "right"),
-        ("block", "left"),
-        ("kWh", "right"),
-        ("price", "right"),
-        ("cost", "right"),
-    )
+    names = ("when", "kwh", "charge", "block", "kwh", "price", "cost")
+    table = new_table(*((words[name], "left" if name in {"when", "block"} else "right") for name in names))
     for when, usage in rows:
-        first = [f"{when} est." if usage.basis == "estimated" else when, kwh(usage.usage_wh), soum(usage.amount_tiyin)]
-        for block in usage.blocks:
-            table.add_row(
-                *first, limits(block), kwh(block.usage_wh), soum(block.price_tiyin_per_kwh), soum(block.amount_tiyin)
-            )
+        first = [when, words.kwh(usage.usage_wh), words.soum(usage.amount_tiyin)]
+        for b in usage.blocks:
+            numbers = words.kwh(b.usage_wh), words.soum(b.price_tiyin_per_kwh), words.soum(b.amount_tiyin)
+            table.add_row(*first, words.limits(b.above_kwh, b.upto_kwh), *numbers)
             first = ["", "", ""]
-        if usage.rest_tiyin or not usage.blocks:
-            table.add_row(
-                *first,
-                "not explained" if usage.rest_tiyin else "",
-                "",
-                "",
-                soum(usage.rest_tiyin) if usage.rest_tiyin else "",
-            )
+        if usage.rest_tiyin:
+            table.add_row(*first, words["not_explained"], "", "", words.soum(usage.rest_tiyin))
+        elif not usage.blocks:
+            table.add_row(*first)
     return table
 
 
-def limits(block: Block) -> str:
-    """A block's limits."""
-    if block.upto_kwh is None:
-        return f"above {block.above_kwh:,} kWh" if block.above_kwh else "all"
-    return f"{block.above_kwh:,}–{block.upto_kwh:,} kWh"
-
-
-def grouped(usage: list[Usage]) -> list[tuple[str, Usage]]:
-    """Days put together to months, block by block."""
-    from warehouse.statement import Usage, add_blocks
-
-    months: dict[tuple[str, str | None, str], Usage] = {}
-    for day in usage:
-        key = (f"{day.first_day:%Y-%m}", day.tariff, day.basis)
-        into = months.setdefault(key, Usage(day.first_day, day.last_day, day.tariff, day.basis))
-        into.last_day = day.last_day
-        into.usage_wh += day.usage_wh
-        into.amount_tiyin += day.amount_tiyin
-        into.rest_tiyin += day.rest_tiyin
-        into.blocks = add_blocks(into.blocks, day.blocks)
-    return [(month, usage) for (month, _, _), usage in months.items()]
-
-
-def days_text(usage: Usage) -> str:
-    """The day of a usage, or its first and last."""
-    first, last = usage.first_day, usage.last_day
-    if first == last:
-        return f"{last:%d.%m.%Y}"
-    return f"{first:%d.%m}–{last:%d.%m.%Y}" if first.year == last.year else f"{first:%d.%m.%Y}–{last:%d.%m.%Y}"
-
-
-def summary(page: Statement) -> Table:
+def summary(page: Statement, words: Words) -> Table:
     """Opening, what came and went, closing."""
-    table = new_table(("", "left"), ("soum", "right"), ("", "left"))
-    table.add_row("opening balance", soum(page.opening_tiyin))
-    for kind in dict.fromkeys(line.kind for line in page.credits):
-        amounts = [line.amount_tiyin for line in page.credits if line.kind == kind]
-        table.add_row(f"{KIND_NAMES[kind]} ({len(amounts)})", signed(sum(amounts)))
-    table.add_row(f"usage ({kwh(sum(u.usage_wh for u in page.usage))} kWh)", signed(page.usage_tiyin))
-    if page.corrections:
-        given_back_wh = sum(line.usage_wh for line in page.corrections)
-        name = f"corrections ({len(page.corrections)}" + (f", {kwh(given_back_wh)} kWh)" if given_back_wh else ")")
-        table.add_row(name, signed(page.corrections_tiyin))
-    table.add_row("[bold]closing balance[/]", f"[bold]{soum(page.closing_tiyin)}[/]")
+    from warehouse.page import sums_of
+
+    table = new_table(("", "left"), (words["soum"], "right"))
+    table.add_row(words["opening_balance"], words.soum(page.opening_tiyin))
+    for name, amount_tiyin in sums_of(page, words):
+        table.add_row(name, words.signed(amount_tiyin))
+    table.add_row(f"[bold]{words['closing_balance']}[/]", f"[bold]{words.soum(page.closing_tiyin)}[/]")
     return table
-
-
-def verdict(page: Statement) -> str:
-    """Whether the page adds up, in a sentence."""
-    if not page.adds_up:
-        return "[bold red]This does not add up to the balance of the ledger.[/]"
-    if not page.explained:
-        return "[yellow]It adds up to the balance of the ledger, but some charges are not what their blocks come to.[/]"
-    return "[green]It adds up to the balance of the ledger, and every charge is what its blocks come to.[/]"
 
 
 def soum(tiyin: int) -> str:
-    """An amount in soum."""
-    whole, rest = divmod(abs(tiyin), 100)
-    return f"{'−' if tiyin < 0 else ''}{whole:,}.{rest:02}".replace(",", " ")
+    """An amount in soum, in English."""
+    from warehouse.words import Words
 
-
-def signed(tiyin: int) -> str:
-    """An amount in soum that is added."""
-    return soum(tiyin) if tiyin < 0 else f"+{soum(tiyin)}"
-
-
-def kwh(wh: int) -> str:
-    """Energy in kWh."""
-    whole, rest = divmod(abs(wh), 1000)
-    return f"{'−' if wh < 0 else ''}{whole:,}.{rest:03}".replace(",", " ")
+    return Words("en").soum(tiyin)
