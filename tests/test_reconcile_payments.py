@@ -176,7 +176,9 @@ ALL_OF_CLICK = [line for line in OURS.splitlines(keepends=True) if ",Click," in 
 
 
 def test_a_list_that_says_the_same_ends_with_0(day, tmp_path):
-    in_ledger = [line for line in ALL_OF_CLICK if not line.startswith(("nobody's", "back of nothing", "broken", "not back"))]
+    in_ledger = [
+        line for line in ALL_OF_CLICK if not line.startswith(("nobody's", "back of nothing", "broken", "not back"))
+    ]
     code, page = call(day.path, "reconcile-payments", written(tmp_path, "".join(reversed(in_ledger))))
     assert code == 0, page
     assert page.rstrip().endswith("Everything matched.")
