@@ -189,5 +189,5 @@ def follow_quotes(data: Bytes, state: int, row: int, opened: int) -> tuple[int, 
         elif state != IN_QUOTES:
             if byte == _LF:
                 row += 1
-            state = AT_FIELD if byte in {_COMMA, _LF, _CR} else IN_FIELD
+            state = AT_FIELD if byte in (_COMMA, _LF, _CR) else IN_FIELD
     return state, row, opened
