@@ -277,11 +277,16 @@ def _compact(codes: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], N
 
 
 def _account_ids(p: Partition, account: NDArray[np.int32]) -> pa.DictionaryArray:
-    """The ids of accounts by number, with only those in the dictionary that occur: mostly the same as in the body before."""
+    """The ids of accounts by number, with only those in the dictionary that occur. The largest is kept: mostly it is that of
+    the next body too.
+    """
     codes, used = _compact(account, p.count)
-    if p.named is None or not np.array_equal(p.named[0], used):
-        p.named = used, pa.array([p.ids[i] for i in used.tolist()], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(codes), p.named[1])
+    if p.named is not None and np.array_equal(p.named[0], used):
+        return pa.DictionaryArray.from_arrays(pa.array(codes), p.named[1])
+    names = pa.array([p.ids[i] for i in used.tolist()], pa.string())
+    if p.named is None or used.size > p.named[0].size:
+        p.named = used, names
+    return pa.DictionaryArray.from_arrays(pa.array(codes), names)
 
 
 def _coded(codes: NDArray[np.int32] | NDArray[np.int8], names: Sequence[str]) -> pa.Array:
