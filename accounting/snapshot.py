@@ -81,8 +81,10 @@ def restore(data: bytes) -> Partition:
     batch = _open(strings)
     p.ids, p.phones = (batch.column(name).to_pylist() for name in ("id", "phone"))
     p.languages = batch.column("language").dictionary_decode().to_pylist()  # a dictionary's values are boxed one by one
-    p.index = {account_id: i for i, account_id in enumerate(p.ids) if i}
-    p.meters = {meter: code for code, meter in enumerate(_open(meters).column("meter").to_pylist())}
+    p.index = dict(zip(p.ids, range(p.count), strict=True))
+    del p.index[""]  # the row of no account
+    meter_ids = _open(meters).column("meter").to_pylist()
+    p.meters = dict(zip(meter_ids, range(len(meter_ids)), strict=True))
     for i, key, payment_at, content, amount, is_reversal, was_reversed in zip(
         *(column.to_pylist() for column in _open(payments).columns), strict=True
     ):
@@ -156,6 +158,6 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
     p.waiting = {account_id: [(o, n, kind, r) for o, n, kind, r in waits] for account_id, waits in side["waiting"]}
     p.held_records = {(ordinal, n): text for ordinal, n, text in side["held_records"]}
     p.policies = {values[0]: Policy(*values) for values in side["policies"]}
-    p.places = [Place(*values) for values in side["places"]]
-    p.place_index = {place: i for i, place in enumerate(p.places)}
+    p.places = list(map(Place._make, side["places"]))
+    p.place_index = dict(zip(p.places, range(len(p.places)), strict=True))
     p.effects = {(ordinal, n): (i, at, meter) for ordinal, n, i, at, meter in side["effects"]}
