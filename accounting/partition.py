@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
 
@@ -18,13 +18,13 @@ import numpy as np
 from accounting.bill import MARK, REASONS
 from accounting.calendar import QUARTER_US
 from accounting.ledger import Ledger, make_room, new_ledger, take_count
+from accounting.moments import EPOCH, moment_of
 from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
 from accounting.records import OWN_TIME, RECORDS
 from accounting.state import FOREVER, NONE, new_accounts
 from accounting.supply import RULES
 from accounting.tariffs import TariffBook
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 REMEMBERED_US = 400 * 86_400_000_000
 Record = dict[str, Any]
 CONTENT = {
@@ -35,7 +35,7 @@ CONTENT = {
 
 def time_text(at: int) -> str:
     """A moment as ISO 8601 in UTC."""
-    return (EPOCH + timedelta(microseconds=at)).isoformat()
+    return moment_of(at).isoformat()
 
 
 def date_text(day: int) -> str:
@@ -178,9 +178,8 @@ class Partition:
             self.rules_by_class, self.rules_from = [], now
             self.rules_until = rules_hold_until(policies, now)
             self._classify_places(policies)
-            if not before or list(map(thresholds_of, before)) != list(
-                map(thresholds_of, self.rules_by_class[: len(before)])
-            ):
+            after = self.rules_by_class[: len(before)]
+            if not before or [thresholds_of(r) for r in before] != [thresholds_of(r) for r in after]:
                 self.wake_at[: self.count] = NONE
         elif len(self.place_class) < len(self.places):
             self._classify_places(list(self.policies.values()))
@@ -201,10 +200,9 @@ class Partition:
             self.rules_by_class.append(rules_at(policies, example, self.rules_from))
         rows = np.zeros(len(self.rules_by_class), RULES)
         for row, rules in zip(rows, self.rules_by_class, strict=True):
-            row.until, row.forbidden = self.rules_until, rules.forbidden is not None
-            for name in (RULES.names or ())[:-2]:
-                value = getattr(rules, name)
-                row[name] = NONE if value is None else value
+            found = {**vars(rules), "until": self.rules_until, "forbidden": rules.forbidden is not None}
+            for name in RULES.names or ():
+                row[name] = NONE if found[name] is None else found[name]
         self.rules = rows[self.place_class]
 
     def policies_changed(self) -> None:

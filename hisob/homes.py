@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import json
-import os
 from collections import Counter
 from contextlib import closing
 from importlib.resources import files
@@ -24,6 +23,7 @@ from connectors.home import Home
 from connectors.log import DivergedError, NewRow
 from connectors.log.body import KIND_NUMBER, encode, pack
 from connectors.log.sqlite import create_log, open_log
+from connectors.small_files import write_whole
 from hisob.errors import HisobError
 from hisob.settings import settings_text
 
@@ -63,7 +63,7 @@ def make_home(path: Path, partitions: int, settings: Mapping[str, object] | None
                     raise HisobError(
                         f"{log_path} was begun by another version of Hisob: complete the home with that one, or name another."
                     ) from error
-    _write_last(home.settings, settings_text(partitions, settings or {}))
+    write_whole(home.settings, settings_text(partitions, settings or {}))
     return home
 
 
@@ -106,13 +106,3 @@ def _policy_rows(text: str) -> list[dict[str, Any]]:
         {**row, "starts_at": dt.datetime.fromisoformat(row["starts_at"]), "value": json.dumps(row["value"])}
         for row in json.loads(text)
     ]
-
-
-def _write_last(path: Path, text: str) -> None:
-    """The file, there whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)

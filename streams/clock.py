@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
+from accounting.moments import EPOCH
 from connectors.home import Home
 from connectors.locks import hold
 from connectors.log import TransientLogError
@@ -34,7 +35,6 @@ QUARTER = dt.timedelta(minutes=15)
 LATE = dt.timedelta(minutes=1)  # after which a tick has been missed
 LOOK_S = 0.5  # how often the clock and the inbox are looked at
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 Say = Callable[[str], None]
 
 

@@ -38,6 +38,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import EPOCH, us_of
 from accounting.records import render_id
 from connectors.locks import hold
 from connectors.log.body import decode, unpack
@@ -53,7 +54,8 @@ from connectors.modbus import (
     write_switch,
 )
 from connectors.modbus.gateway import TIMEOUT_S
-from streams.effects import Clock, ClockKind, JournalWriter, stop_on_signals, wait_for
+from streams.effects import Clock, ClockKind, JournalWriter, wait_for
+from streams.stopping import stop_loop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -76,8 +78,6 @@ SAY_HELD_EVERY_S = 60.0
 STOP_PATIENCE_S = 5.0
 HOUR = dt.timedelta(hours=1)
 PER_HOUR, PER_FEEDER_HOUR = 500, 50  # where a command does not say: the default policy's
-US = dt.timedelta(microseconds=1)
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class Caps:
 
     def leave_room(self, command: Command, now: dt.datetime) -> bool:
         """Whether one more may be cut now. One that was noted once may be tried again."""
-        since_us = (now - HOUR - EPOCH) // US
+        since_us = us_of(now - HOUR)
         total, of_feeder, itself = self._db.execute(
             "SELECT count(*), count(*) FILTER (WHERE feeder = ?), count(*) FILTER (WHERE command_id = ?)"
             " FROM cut WHERE at_us > ?",
@@ -247,8 +247,8 @@ class Caps:
 
     def note(self, command: Command, now: dt.datetime) -> None:
         """This supply is about to be cut. Durable once it returns."""
-        now_us = (now - EPOCH) // US
-        self._db.execute("DELETE FROM cut WHERE at_us <= ?", (now_us - HOUR // US,))
+        now_us = us_of(now)
+        self._db.execute("DELETE FROM cut WHERE at_us <= ?", (us_of(now - HOUR),))
         self._db.execute(
             "INSERT INTO cut VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (command.command_id, command.meter_id, command.feeder, now_us),
@@ -256,7 +256,7 @@ class Caps:
 
     def since(self, moment: dt.datetime) -> list[tuple[str, str]]:
         """The commands, and their meters, whose supply was about to be cut since then."""
-        since_us = (moment - EPOCH) // US
+        since_us = us_of(moment)
         return self._db.execute("SELECT command_id, meter_id FROM cut WHERE at_us > ?", (since_us,)).fetchall()
 
     def close(self) -> None:
@@ -612,7 +612,7 @@ def run_dispatch(
 
 
 async def _run(dispatcher: Dispatcher, *, drain: bool) -> None:
-    stop_on_signals(dispatcher.stop)
+    stop_loop_on_signals(dispatcher.stop)
     try:
         await dispatcher.run(drain=drain)
     except ExceptionGroup as group:

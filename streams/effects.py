@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from connectors.log import TransientLogError
@@ -77,14 +75,6 @@ class JournalWriter:
         """Let go of the journal, once what was given is in it."""
         self._thread.submit(self._arrivals.close).result()
         self._thread.shutdown()
-
-
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and SIGINT set the event; but for a thread that is not the main one, whose owner has ways of their own."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(ValueError, RuntimeError):
-            loop.add_signal_handler(number, stop.set)
 
 
 async def wait_for(event: asyncio.Event, seconds: float | None) -> bool:

@@ -35,6 +35,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import us_of
 from accounting.records import render_id
 from connectors.locks import hold
 from connectors.log import TransientLogError
@@ -45,7 +46,8 @@ from connectors.sms.outbox import NAME as OUTBOX
 from connectors.sms.outbox import Outbox
 from connectors.sms.simulated import SimulatedPhones
 from streams.arrivals import Arrivals
-from streams.effects import Clock, ClockKind, stop_on_signals, wait_for
+from streams.effects import Clock, ClockKind, wait_for
+from streams.stopping import stop_loop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -60,8 +62,6 @@ GOOD_FOR = dt.timedelta(days=3)
 POLL_S = 0.05
 COMMIT_EVERY_S = 5.0  # by the wall clock, where nothing but the position is new
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-US = dt.timedelta(microseconds=1)
 
 
 def open_channel(home: Home, name: str) -> Channel:
@@ -348,7 +348,7 @@ class Notifier:
 
     def _position(self, now: dt.datetime) -> dict[str, int]:
         """How far all is done: `at`, by the clock of the effects, for whoever waits for it."""
-        return {**self._notices.position(), "at": (now - EPOCH) // US}
+        return {**self._notices.position(), "at": us_of(now)}
 
     def _may_commit(self) -> bool:
         """Whether it is time to commit the position alone: by the journal's clock when all of the moment is done, for somebody
@@ -402,7 +402,7 @@ def run_notify(
 
 
 async def _run(notifier: Notifier, journal: Log, *, drain: bool) -> None:
-    stop_on_signals(notifier.stop)
+    stop_loop_on_signals(notifier.stop)
     await notifier.recover(journal)
     while not notifier.stop.is_set():
         if await notifier.step():

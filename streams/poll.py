@@ -22,12 +22,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import EPOCH
 from connectors.locks import hold
 from connectors.log.rows import last_tick
 from connectors.log.sqlite import open_log
 from connectors.modbus import DeviceFileError, Devices, Gateway, ModbusError, read_register
 from connectors.modbus.gateway import TIMEOUT_S
-from streams.effects import Clock, ClockKind, JournalWriter, stop_on_signals, wait_for
+from streams.effects import Clock, ClockKind, JournalWriter, wait_for
+from streams.stopping import stop_loop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +49,6 @@ AFTER_TURN_S = (
 AHEAD_OF_TICK = dt.timedelta(minutes=15)
 TICK_PATIENCE_S = 30.0
 EXAMPLES = 3
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass
@@ -209,7 +210,7 @@ async def _run(
     done, period_s = Round(), minutes * 60
     with closing(Poller(home, clock, journal, say, timeout_s=timeout_s)) as poller:
         stop = poller.stop
-        stop_on_signals(stop)
+        stop_loop_on_signals(stop)
         if once:
             return await _round_unless(stop, poller, None) or done
         slot = None

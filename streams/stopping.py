@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
@@ -24,3 +25,11 @@ def stop_on_signals(event: threading.Event | None = None) -> Iterator[threading.
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_loop_on_signals(stop: asyncio.Event) -> None:
+    """The same for the running event loop, for as long as it runs."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread, whose owner has ways of their own
+            loop.add_signal_handler(number, stop.set)

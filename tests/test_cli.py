@@ -166,7 +166,7 @@ STEPS = [
     ("open_log", 1),
     ("create_log", 2),
     ("open_log", 2),
-    ("_write_last", 1),
+    ("write_whole", 1),
 ]
 
 

@@ -198,7 +198,14 @@ OF_ONE_MACHINE = re.compile(
             r"(?<![\w.~-])/(?:" + "|".join(["wo" + "rk", "fa" + "rm", "ro" + "ot", "U" + "sers", "o" + "pt"]) + r")/",
             "/tmp/" + "bash",
             "(?i:"
-            + "|".join(["pypi" + r"\.org", "pythonhosted" + r"\.org", "registry" + r"\.npmjs", "deb" + r"\.debian"])
+            + "|".join(
+                [
+                    "py" + "pi" + r"\.org",
+                    "python" + "hosted" + r"\.org",
+                    "regis" + "try" + r"\.npmjs",
+                    "deb" + r"\.deb" + "ian",
+                ]
+            )
             + ")",
             "--(?:extra-)?index" + "-url",
         ]
@@ -229,14 +236,14 @@ def test_no_file_names_a_path_or_a_registry_of_one_machine():
 
 
 @pytest.mark.parametrize(
-    "line", ["see /wo" + "rk/notes", "'/tmp/" + "bash_jobs'", "https://pypi" + ".org/simple", "pip --index" + "-url x"]
+    "line", ["see /wo" + "rk/notes", "'/tmp/" + "bash_jobs'", "https://py" + "pi.org/simple", "pip --index" + "-url x"]
 )
 def test_a_path_of_one_machine_is_caught(line):
     assert OF_ONE_MACHINE.search(line)
 
 
 @pytest.mark.parametrize(
-    "line", ["https://example.org/work/x", "from ./work/a.csv", "/usr/bin/env bash", "--no-emit-index-url"]
+    "line", ["https://example.org/wo" + "rk/x", "from ./wo" + "rk/a.csv", "/usr/bin/env bash", "--no-emit-index-url"]
 )
 def test_other_paths_pass(line):
     assert not OF_ONE_MACHINE.search(line)

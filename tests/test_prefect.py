@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from flows.local import free_port
+from tests import whole_homes
 from tests.test_flow import environment, processes_of_session
 from tests.warehouse_homes import History, in_parts
 
@@ -23,15 +24,8 @@ QUICK = {  # the worker and the scheduler look every second; nobody looks at the
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
 }
+wait_until = partial(whole_homes.wait_until, every_s=0.2)
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
-
-def wait_for(what, timeout_s=120):
-    until = time.monotonic() + timeout_s
-    while not (answer := what()):
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.2)
-    return answer
 
 
 def local_prefect(home, *arguments):
@@ -82,10 +76,10 @@ class Server:
 
     def run_now(self):
         """Bring the next planned run forward; the state it ends in."""
-        run = wait_for(self.scheduled)[0]
+        run = wait_until(self.scheduled)[0]
         assert run["auto_scheduled"], "by the schedule, not by hand"
         self.bring_forward(run["id"])
-        return wait_for(lambda: (s := self.state(run["id"]))["type"] in FINAL and s)
+        return wait_until(lambda: (s := self.state(run["id"]))["type"] in FINAL and s)
 
 
 @pytest.fixture
@@ -99,7 +93,7 @@ def history(tmp_path):
 def server(history, tmp_path):
     started = Server(history.home, free_port(), tmp_path / "log")
     try:
-        wait_for(started.is_deployed)
+        wait_until(started.is_deployed)
         yield started
     finally:
         started.process.send_signal(signal.SIGINT)
@@ -162,7 +156,7 @@ def test_where_there_is_no_home_it_says_so(tmp_path):
 def test_interrupted_before_the_server_is_up_it_ends_as_well(tmp_path):
     home = History(tmp_path / "home").home
     started = Server(home, free_port(), tmp_path / "log")
-    wait_for(lambda: "starting the server" in started.said())
+    wait_until(lambda: "starting the server" in started.said())
     started.process.send_signal(signal.SIGINT)
     assert started.process.wait(60) == 0
     started.output.close()

@@ -6,9 +6,9 @@ import resource
 import signal
 import subprocess
 import threading
-import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 
 import pytest
@@ -19,9 +19,11 @@ from connectors.log.sqlite import open_log
 from hisob.supervisor import Service, pause_after, supervising
 from streams.arrivals import Arrivals
 from streams.settle import run_settle
+from tests import whole_homes
 from tests.journals import journal_of
-from tests.whole_homes import TIMEOUT_S, command, environment, hisob, new_home
+from tests.whole_homes import command, environment, hisob, new_home
 
+wait_until = partial(whole_homes.wait_until, every_s=0.2)
 KEPT = ("clock", "settle", "notify")
 SOON_S = 15  # what an orderly end may take on a busy machine
 
@@ -91,14 +93,6 @@ def running(home, **settings):
         for pid in run.pids().values():  # gone with it, unless the test has failed
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def wait_until(what, timeout_s=TIMEOUT_S):
-    """As in whole_homes, but looked at seldom: the machine is busy with what is looked at."""
-    until = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.2)
 
 
 def is_alive(pid):

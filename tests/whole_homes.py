@@ -90,12 +90,12 @@ def is_free(home: Home) -> bool:
     return not is_held(home.run / "settle.lock")
 
 
-def wait_until(what: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
-    """What it says once it says something true."""
+def wait_until(what: Callable[[], Any], timeout_s: float = TIMEOUT_S, every_s: float = 0.01) -> Any:
+    """What it says once it says something true. every_s: seldom, where the machine is busy with what is looked at."""
     until = time.monotonic() + timeout_s
     while not (answer := what()):
         assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.01)
+        time.sleep(every_s)
     return answer
 
 

@@ -14,7 +14,6 @@ database refers to it, since somebody may be reading it.
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from accounting.calendar import UTC_OFFSET_US
 from accounting.records import EVENT_SCHEMAS, RECORD_SCHEMAS
 from connectors.log import body as log_body
+from connectors.small_files import sync
 from warehouse.errors import WarehouseError
 from warehouse.tables import LAKE, is_event, literal, quoted
 
@@ -222,15 +222,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync(unfinished)
     unfinished.replace(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file's or folder's content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------------------

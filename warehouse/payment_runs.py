@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from connectors.small_files import write_whole
 from warehouse.errors import WarehouseError, first_line
-from warehouse.lake import sync
 from warehouse.tables import create_table, literal, quoted
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ def keep(home: Home, result: PaymentReconciliation) -> Path:
     """Put a run where the next load finds it: whole, or not at all."""
     home.reconciled.mkdir(exist_ok=True)
     path = home.reconciled / f"{result.run}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(asdict(result), ensure_ascii=False), encoding="utf-8")
-    sync(part)
-    part.replace(path)
-    sync(home.reconciled)
+    write_whole(path, json.dumps(asdict(result), ensure_ascii=False))
     return path
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from warehouse.lake import sync
+from connectors.small_files import sync
 from warehouse.load import latest_load, published_manifest, warehouse_id
 
 if TYPE_CHECKING:

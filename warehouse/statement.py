@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from accounting.calendar import US_PER_DAY, UTC_OFFSET_US
+from accounting.moments import moment_of
 from accounting.records import RECORDS, render_id
 from warehouse.errors import WarehouseError
 from warehouse.tables import quoted
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 TASHKENT = timezone(timedelta(microseconds=UTC_OFFSET_US))
 Blocks = tuple[tuple[int | None, int], ...]  # (limit in kWh, price in tiyin per kWh)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UnknownAccountError(WarehouseError):
@@ -848,7 +848,7 @@ def lines(ledger: Ledger, which: NDArray[np.bool_], details: dict[int, dict[str,
 
 def moment(us: int) -> datetime:
     """A moment by the clocks of Tashkent."""
-    return (EPOCH + timedelta(microseconds=int(us))).astimezone(TASHKENT)
+    return moment_of(int(us)).astimezone(TASHKENT)
 
 
 def day_of(us: int) -> date:

@@ -115,10 +115,6 @@ class Story:
         """What was said of a notice."""
         return [r for r in self.receipts if r["notice_id"] == notice.id]
 
-    def answers_to(self, command: Happening) -> list[Happening]:
-        """What the switch answered to a command."""
-        return [a for a in self.acknowledgements if a["command_id"] == command.id]
-
     def cause_of(self, event: Happening) -> Happening | None:
         """The record that an event came of; None: a reading or a tick, the common causes."""
         causes = self.payments, self.adjustments, self.orders, self.accounts, self.policies, self.meter_exchanges

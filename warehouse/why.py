@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import US, us_of
 from accounting.notices import soum as soum_text
 from accounting.policies import Place, Policy, Rules, check_policy, rules_at
 from warehouse.statement import TASHKENT
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from warehouse.story import Happening, Story
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-US = timedelta(microseconds=1)
 DAY_NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 FAILED = {
     "undeliverable": "could not be delivered",
@@ -402,7 +401,7 @@ def what_gives_back(story: Story) -> Iterator[Sentence]:
 
 def rules_of(story: Story) -> Rules:
     """The rules that held for the account at the story's moment, by the policies known then."""
-    return rules_at(known_policies(story), place_of(story), (story.at - EPOCH) // US)
+    return rules_at(known_policies(story), place_of(story), us_of(story.at))
 
 
 def known_policies(story: Story) -> list[Policy]:
@@ -411,7 +410,7 @@ def known_policies(story: Story) -> list[Policy]:
     """
     found: dict[str, Policy] = {}
     for arrival, p in enumerate(story.policies, 1):
-        starts_at, ends_at = (None if m is None else (m - EPOCH) // US for m in (p["starts_at"], p["ends_at"]))
+        starts_at, ends_at = (None if m is None else us_of(m) for m in (p["starts_at"], p["ends_at"]))
         values = p["policy_id"], p["kind"], p["scope"], starts_at or 0, ends_at, p["value"]
         if check_policy(p["kind"], p["scope"], p["value"]) is not None:
             continue

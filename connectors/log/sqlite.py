@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from connectors.log import DivergedError, LogError, NewRow, Row, TerminalLogError, TransientLogError
 from connectors.log.body import same_records
+from connectors.small_files import sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def create_log(path: str | Path, partitions: int) -> None:
             finally:
                 db.close()
             new.rename(path)
-            _sync_folder(path.parent)
+            sync(path.parent)
     finally:
         turn.close()
 
@@ -426,14 +427,6 @@ def _committed(db: sqlite3.Connection, consumer: str) -> dict[str, int]:
 def _checksum(row: Row) -> int:
     head = _ROW_HEAD.pack(row.partition, row.position, row.count, row.sequence) + row.producer.encode()
     return zlib.crc32(row.body, zlib.crc32(head))
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _damaged(path: Path, why: str) -> TerminalLogError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from connectors.modbus.models import Model, ModelError, load_models
+from connectors.small_files import stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,7 +86,7 @@ class Devices:
                 yield device
 
     def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stamp(path) for path in (self.path, self._models_path))
+        return tuple(stamp_of(path) for path in (self.path, self._models_path))
 
     def _load(self) -> dict[str, list[_Row]]:
         models = load_models()
@@ -103,14 +104,6 @@ class Devices:
         except (OSError, UnicodeDecodeError) as error:
             raise DeviceFileError(f"{self.path} cannot be read: {error}.") from error
         return _parse(self.path.name, text, models)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _parse(name: str, text: str, models: Mapping[str, Model]) -> dict[str, list[_Row]]:

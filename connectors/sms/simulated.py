@@ -17,6 +17,7 @@ import sqlite3
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from accounting.moments import moment_of, us_of
 from connectors.sms import ChannelError, Message, NotTakenError, Receipt
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ CREATE TABLE IF NOT EXISTS message (
     notice_id TEXT PRIMARY KEY, accepted_at INTEGER NOT NULL, status TEXT NOT NULL, due_at INTEGER, is_settled INTEGER NOT NULL
 ) WITHOUT ROWID, STRICT
 """
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-US = dt.timedelta(microseconds=1)
 UNTIL_FREE_S = 5.0
 
 
@@ -59,7 +58,7 @@ class SimulatedPhones:
     async def send(self, message: Message, at: dt.datetime) -> Receipt:
         """Take the message, for the phone to answer later."""
         outcome, after_s = self._behaviour(message)
-        accepted_at = (at - EPOCH) // US
+        accepted_at = us_of(at)
         is_rejected = outcome == "rejected"
         due_at = None if is_rejected else accepted_at + int(after_s * 1_000_000)
         row = (message.notice_id, accepted_at, outcome, due_at, is_rejected)
@@ -81,10 +80,8 @@ class SimulatedPhones:
     async def receipts(self, at: dt.datetime) -> Sequence[Receipt]:
         """The answers that have fallen due, in the order in which they did."""
         sql = "SELECT notice_id, due_at, status FROM message WHERE NOT is_settled AND due_at <= ? ORDER BY due_at, notice_id"
-        found = self._con.execute(sql, ((at - EPOCH) // US,)).fetchall()
-        return [
-            Receipt(notice_id, EPOCH + due_at * US, status, "simulated phone") for notice_id, due_at, status in found
-        ]
+        found = self._con.execute(sql, (us_of(at),)).fetchall()
+        return [Receipt(notice_id, moment_of(due_at), status, "simulated phone") for notice_id, due_at, status in found]
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         """These answers are journalled."""

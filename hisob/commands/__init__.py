@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hisob.errors import HisobError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from connectors.home import Home
     from hisob.settings import Settings
 
@@ -18,3 +24,22 @@ def home_of(context: typer.Context) -> tuple[Home, Settings]:
     from hisob.settings import open_home
 
     return open_home(context.obj)
+
+
+def say_as(name: str) -> Callable[[str], None]:
+    """How a process that runs on says what happens: a line on stderr, under its name."""
+
+    def say(text: str) -> None:
+        print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def parse_day(text: str | None, option: str) -> date | None:
+    """A day given as YYYY-MM-DD with this option; None where it is not given. Raises HisobError (exit 2)."""
+    if text is None:
+        return None
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        raise HisobError(f"{option} is a day such as 2025-03-21, not {text}.", exit_code=2) from None

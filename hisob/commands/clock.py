@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
-from hisob.commands import home_of
+from hisob.commands import home_of, say_as
 
 
 def clock(context: typer.Context) -> None:
@@ -15,7 +13,4 @@ def clock(context: typer.Context) -> None:
 
     home, settings = home_of(context)
 
-    def say(text: str) -> None:
-        print(f"clock: {text}", file=sys.stderr, flush=True)
-
-    run_clock(home, makes_ticks=settings.clock == "wall", batch_rows=settings.batch_rows, say=say)
+    run_clock(home, makes_ticks=settings.clock == "wall", batch_rows=settings.batch_rows, say=say_as("clock"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.commands import AsJson, home_of, say_as
 
 
 def dispatch(
@@ -27,10 +26,7 @@ def dispatch(
             exit_code=2,
         )
 
-    def say(text: str) -> None:
-        print(f"dispatch: {text}", file=sys.stderr, flush=True)
-
-    done = run_dispatch(home, settings.clock, drain=drain, say=say)
+    done = run_dispatch(home, settings.clock, drain=drain, say=say_as("dispatch"))
     if as_json:
         print(json.dumps({"answered": dict(done.answered), "written": done.written, "held": done.held}))
     else:

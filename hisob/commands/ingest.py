@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -110,7 +109,9 @@ def as_dict(report: IngestReport) -> dict[str, object]:
 
 def moment(us: int) -> str:
     """A moment as ISO 8601 in UTC."""
-    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    from accounting.moments import moment_of
+
+    return moment_of(us).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def tell(report: IngestReport) -> None:

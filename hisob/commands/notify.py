@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.commands import AsJson, home_of, say_as
 
 
 def notify(
@@ -22,10 +21,9 @@ def notify(
 
     home, settings = home_of(context)
 
-    def say(text: str) -> None:
-        print(f"notify: {text}", file=sys.stderr, flush=True)
-
-    done = run_notify(home, lambda: open_channel(home, settings.notify), settings.clock, drain=drain, say=say)
+    done = run_notify(
+        home, lambda: open_channel(home, settings.notify), settings.clock, drain=drain, say=say_as("notify")
+    )
     if as_json:
         print(json.dumps(asdict(done)))
     else:

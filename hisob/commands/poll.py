@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.commands import AsJson, home_of, say_as
 
 
 def poll(
@@ -24,10 +23,7 @@ def poll(
     if not (once or settings.poll_minutes):
         raise HisobError(f"{home.settings} says poll_minutes = 0: no polling. Set it, or give --once.", exit_code=2)
 
-    def say(text: str) -> None:
-        print(f"poll: {text}", file=sys.stderr, flush=True)
-
-    done = run_poll(home, settings.clock, settings.poll_minutes, once=once, say=say)
+    done = run_poll(home, settings.clock, settings.poll_minutes, once=once, say=say_as("poll"))
     if as_json:
         print(json.dumps({"read": done.read, "failed": dict(done.failed), "seconds": round(done.seconds, 3)}))
     else:

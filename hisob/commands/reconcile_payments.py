@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.commands import AsJson, home_of, parse_day
 
 if TYPE_CHECKING:
     from warehouse.payments import ChannelTotal, Difference, PaymentReconciliation
@@ -55,7 +55,7 @@ def reconcile_payments(
     from warehouse.payments import PaymentListError
     from warehouse.payments import reconcile_payments as compare
 
-    wanted = parse_day(day)
+    wanted = parse_day(day, "--day")
     home, _ = home_of(context)
     try:
         with open_for_audit(home) as con:
@@ -69,18 +69,6 @@ def reconcile_payments(
         say(result)
     if not result.agrees:
         raise typer.Exit(1)
-
-
-def parse_day(text: str | None) -> date | None:
-    """A day given as YYYY-MM-DD."""
-    from hisob.errors import HisobError
-
-    if text is None:
-        return None
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        raise HisobError(f"--day is a day such as 2025-10-01, not {text}.", exit_code=2) from None
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------

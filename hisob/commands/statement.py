@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.commands import AsJson, home_of, parse_day
 from hisob.errors import HisobError
 
 if TYPE_CHECKING:
@@ -81,13 +81,7 @@ def parse_period(month: str | None, first: str | None, last: str | None) -> Peri
     """The days from --from to --to, which do not go together with --month."""
     from warehouse.statement import Period
 
-    days = []
-    for option, text in (("--from", first), ("--to", last)):
-        try:
-            days.append(None if text is None else datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date())
-        except ValueError:
-            raise HisobError(f"{option} is a day such as 2025-03-21, not {text}.", exit_code=2) from None
-    period = Period(*days)
+    period = Period(parse_day(first, "--from"), parse_day(last, "--to"))
     if month is not None and period != Period():
         raise HisobError("Either --month, or --from and --to: not both.", exit_code=2)
     if period.first_day and period.last_day and period.first_day > period.last_day:

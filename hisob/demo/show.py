@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hisob.demo.summary import Summary
+from warehouse.why import DAY_NAMES
 
 WIDTH = 100
 BAR_WIDTH = 30
-DAY_NAMES = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 def soum(tiyin: int) -> str:

@@ -6,8 +6,6 @@ it would be by then. In whole Wh, by whole-number interpolation between half hou
 
 from __future__ import annotations
 
-import datetime as dt
-
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 from hisob.demo.reduce import HOUSEHOLD
 
 HALF_HOUR_US = 1_800_000_000
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 WEEK_SLOTS = 7 * 48
 
 
@@ -40,8 +37,3 @@ class Household:
         rounds, slot = divmod(slot + first_week * WEEK_SLOTS, self._slots)
         before, after = int(self._register_wh[slot]), int(self._register_wh[slot + 1])
         return rounds * int(self._register_wh[-1]) + before + (after - before) * part_us // HALF_HOUR_US
-
-
-def us_of(moment: dt.datetime) -> int:
-    """Microseconds since 1970."""
-    return (moment - EPOCH) // dt.timedelta(microseconds=1)

@@ -12,21 +12,22 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from accounting.moments import us_of
 from connectors.home import Home
 from connectors.log.rows import last_tick
 from connectors.log.sqlite import open_log
 from connectors.modbus.devices import COLUMNS, FILE
+from connectors.small_files import stamp_of, write_whole
 from hisob.errors import HisobError
 from hisob.simulated.faults import Faults, read_faults, spread
 from hisob.simulated.fleet import Fleet, GatewayServer, Meter, serve
-from hisob.simulated.load import Household, us_of
-from streams.effects import stop_on_signals
+from hisob.simulated.load import Household
+from streams.stopping import stop_loop_on_signals
 
 HOST = "127.0.0.1"
 UNITS = 247  # of one gateway, by the Modbus specification
 MODEL = "hisob-sim"
 TICK_LOOKED_UP_S = 0.05
-MODULUS_WH = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ async def _serve(home: Home, wanted: Wanted, fleet: Fleet, ready: Callable[[dict
     ports = [wanted.port + number if wanted.port else 0 for number in range(wanted.gateways)]
     servers = [GatewayServer(fleet, number, HOST, port) for number, port in enumerate(ports)]
     stop = asyncio.Event()
-    stop_on_signals(stop)
+    stop_loop_on_signals(stop)
     try:
         for server in servers:
             await server.start()
@@ -121,7 +122,7 @@ class FaultsFollower:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        if self._path is None or _stamp(self._path) == self._stamp:
+        if self._path is None or stamp_of(self._path) == self._stamp:
             return None
         try:
             return self._read()
@@ -130,16 +131,8 @@ class FaultsFollower:
             return None
 
     def _read(self) -> Faults:
-        self._stamp = _stamp(self._path) if self._path else None
+        self._stamp = stamp_of(self._path) if self._path else None
         return spread(read_faults(self._path), self._gateway_of)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 # ---- meters and files ------------------------------------------------------------------------------------------------
@@ -205,10 +198,3 @@ def write_accounts(path: Path, fleet: Fleet) -> None:
         for number, meter in enumerate(fleet.meters, 1):
             row = [f"SA-{number:05}", now, meter.meter_id, "simulated", f"F-{1 + meter.gateway:02}", "household"]
             out.writerow([*row, f"+9989000{number:05}", fleet.register_wh(meter), 10_000_000])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file, there whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.rename(path)
