@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
-from connectors.log import Log
+from connectors.log import Log, Transaction
 from connectors.log.body import KIND_NUMBER, Body, decode, unpack
 from connectors.names import Names
 
@@ -284,18 +284,27 @@ class Directory:
         self._claims, self.claims_heard, last_tick = arrays["counts"].tolist()
         self.last_tick = None if last_tick == NONE else last_tick
 
-    def catch_up(self, log: Log) -> None:
-        """Hear what has been journalled since: claims of all partitions in their order, and what waits."""
+    def catch_up(self, log: Log, transaction: Transaction | None = None) -> None:
+        """Hear what has been journalled since: claims of all partitions in their order, and what waits.
+
+        Without the caller's own transaction, up to one moment: partition after partition, one might hear a claim whose
+        elder, in a partition looked at before, has just been journalled.
+        """
+        if transaction is None:
+            with log.writing() as turn:
+                ends = [turn.end(partition) for partition in range(log.partitions)]
+        else:
+            ends = [transaction.end(partition) for partition in range(log.partitions)]
         claims: list[tuple[NDArray[np.int64], Arrivals]] = []
         for partition in range(self.partitions):
-            for _, body in self._new_rows(log, partition, tuple(CLAIMING)):
+            for _, body in self._new_rows(log, partition, ends[partition], tuple(CLAIMING)):
                 claims += [self._claims_in(kind, body.batches[kind]) for kind in CLAIMING if kind in body.batches]
         if claims:
             numbers = np.concatenate([n for n, _ in claims])
             order = np.argsort(numbers, kind="stable")
             self.follow(_joined([arrivals for _, arrivals in claims], order), room=np.iinfo(np.int64).max)
             self.claims_heard = max(self.claims_heard, int(numbers.max()) + 1)
-        for position, body in self._new_rows(log, self.unrouted, ("reading", "tick")):
+        for position, body in self._new_rows(log, self.unrouted, ends[self.unrouted], ("reading", "tick")):
             if "tick" in body.batches:
                 self.last_tick = body.batches["tick"].column("ticked_at")[-1].value
             if "reading" in body.batches:
@@ -327,9 +336,11 @@ class Directory:
                 ordinals = row.position + np.flatnonzero(kinds_of(body) == KIND_NUMBER["reading"])
                 yield number_of[indices[found]], ordinals[found], batch.take(pa.array(found))
 
-    def _new_rows(self, log: Log, partition: int, kinds: tuple[str, ...]) -> Iterator[tuple[int, Body]]:
-        while rows := log.read(partition, self._positions[partition]):
-            for row in rows:
+    def _new_rows(self, log: Log, partition: int, end: int, kinds: tuple[str, ...]) -> Iterator[tuple[int, Body]]:
+        while self._positions[partition] < end:
+            for row in log.read(partition, self._positions[partition]):
+                if row.position >= end:
+                    return
                 yield row.position, decode(row.body, kinds)
                 self._positions[partition] = row.end
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from accounting.moments import moment_of, us_of
 from accounting.records import FILE_KINDS, TIME, TYPES, Column
 from connectors.directory import Directory
 from connectors.files.check import Checker, arrivals
@@ -33,7 +34,6 @@ from streams.ingest import BATCH_ROWS, CONSUMER
 from streams.merge import Chunk
 from streams.turns import QUARTER_US, STARTS_CLOCK, TICK_NUMBER, Journalling
 
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 NEVER = np.iinfo(np.int64).max
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -98,13 +98,13 @@ class Arrivals:
         """The last tick in the journal."""
         with self._turn() as (transaction, directory):
             last = _last_tick(transaction, directory)
-        return None if last is None else EPOCH + dt.timedelta(microseconds=last)
+        return None if last is None else moment_of(last)
 
     def tick(self, at: dt.datetime) -> bool:
         """Journal a tick, in every partition. False, and nothing is done: one at or after it is there, or the journal holds
         no record yet that starts the clock (tariffs and policies do not: history may still be ingested).
         """
-        at_us = (at - EPOCH) // dt.timedelta(microseconds=1)
+        at_us = us_of(at)
         if at_us % QUARTER_US:
             raise ValueError(f"{at} is not a quarter of an hour")
         with self._turn() as (transaction, directory):
@@ -131,7 +131,7 @@ class Arrivals:
         directory = self._directory
         try:
             with self._log.writing() as transaction:
-                directory.catch_up(self._log)
+                directory.catch_up(self._log, transaction)
                 yield transaction, directory
         except BaseException:
             self._directory = None

@@ -258,7 +258,7 @@ class _Call:
 
     def _take_turn(self, journalling: Journalling, sources: list[_Source], chunk: Chunk, *, is_last: bool) -> Turn:
         with self._log.writing() as transaction:
-            self._directory.catch_up(self._log)
+            self._directory.catch_up(self._log, transaction)
             next_tick = transaction.committed(CONSUMER).get("next_tick")
             if self._directory.last_tick is not None:
                 next_tick = max(next_tick or 0, self._directory.last_tick + QUARTER_US)

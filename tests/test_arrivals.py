@@ -10,6 +10,8 @@ from zlib import crc32
 
 import pytest
 
+from connectors.directory import Directory
+from connectors.log.sqlite import open_log
 from streams.arrivals import Arrivals, Place
 from streams.ingest import ingest_files
 from tests.journals import bare_home, journal_of
@@ -195,6 +197,26 @@ def test_two_processes_killed_again_and_again_take_everything_once_and_route_it_
     assert all(r["account_id"] == r["meter_id"].replace("M-", "A-") for r in routed)
     assert len(routed) == 2 * len(expected) - len(names)  # the first of each has no meter before it
     assert {r["meter_id"] for r in of_kind(journal[UNROUTED], "reading")} >= {f"M-{name}--1" for name in names}
+
+
+def test_of_what_is_journalled_while_the_directory_reads_it_hears_all_or_nothing(home, arrivals):
+    """Claims lie in several partitions: to hear the younger of two and not the elder would number the next one wrongly."""
+    ids = {n: [a for a in map("A-{}".format, range(99)) if partition_of(a) == n] for n in (0, 1)}
+    arrivals.take({"account": [account(ids[n][0], f"M-{n}") for n in (0, 1)]})
+    with closing(open_log(home.journal)) as log:
+        directory, read, others = Directory(ACCOUNTS), log.read, [account(ids[n][1], f"M-{n}-1") for n in (0, 1)]
+
+        def read_while_another_writes(partition, position, **limits):
+            if partition == 1 and others:
+                arrivals.take({"account": [others.pop(0), others.pop(0)]})
+            return read(partition, position, **limits)
+
+        log.read = read_while_another_writes
+        directory.catch_up(log)
+        assert not others
+        assert directory.claims_heard == 2
+        directory.catch_up(log)
+        assert directory.claims_heard == 4
 
 
 # ---- ticks -----------------------------------------------------------------------------------------------------------
