@@ -71,6 +71,10 @@ class JournalWriter:
                     self._say("the journal can be written to again.")
                 return
 
+    def committed(self, consumer: str) -> dict[str, int]:
+        """What has been committed for a consumer, by key."""
+        return self._arrivals.committed(consumer)
+
     def close(self) -> None:
         """Let go of the journal, once what was given is in it."""
         self._thread.submit(self._arrivals.close).result()

@@ -38,15 +38,13 @@ from typing import TYPE_CHECKING, Any
 from accounting.moments import us_of
 from accounting.records import render_id
 from connectors.locks import hold
-from connectors.log import TransientLogError
 from connectors.log.body import decode, unpack
 from connectors.log.sqlite import open_log
 from connectors.sms import ChannelError, Message, NotTakenError, Receipt
 from connectors.sms.outbox import NAME as OUTBOX
 from connectors.sms.outbox import Outbox
 from connectors.sms.simulated import SimulatedPhones
-from streams.arrivals import Arrivals
-from streams.effects import Clock, ClockKind, wait_for
+from streams.effects import Clock, ClockKind, JournalWriter, wait_for
 from streams.stopping import stop_loop_on_signals
 
 if TYPE_CHECKING:
@@ -217,8 +215,8 @@ class Notifier:
     def __init__(self, home: Home, channel: Channel, clock: Clock, events: Log, say: Callable[[str], None]) -> None:
         self.stop = asyncio.Event()
         self._channel, self._clock, self._say = channel, clock, say
-        self._arrivals, self._in_flight = Arrivals(home, CONSUMER), InFlight(home)
-        self._committed = self._arrivals.committed(CONSUMER)
+        self._writer, self._in_flight = JournalWriter(home, CONSUMER, say, self.stop), InFlight(home)
+        self._committed = self._writer.committed(CONSUMER)
         self._committed_at = float("-inf")
         self._notices = Notices(events, self._committed)
         self._pause_s, self._paused_until = FIRST_PAUSE_S, float("-inf")
@@ -263,7 +261,7 @@ class Notifier:
     def close(self) -> None:
         """Let go of everything but the channel."""
         self._in_flight.close()
-        self._arrivals.close()
+        self._writer.close()
 
     # -- sending
     async def _send(self, due: list[Waiting], now: dt.datetime) -> list[Receipt]:
@@ -332,16 +330,8 @@ class Notifier:
             {"notice_id": r.notice_id, "received_at": r.received_at, "status": r.status, "detail": r.detail}
             for r in receipts
         ]
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                self._arrivals.take({"receipt": rows} if rows else {}, {CONSUMER: commits})
-                break
-            except TransientLogError as error:
-                self._say(f"{len(rows)} receipts cannot be journalled yet: {error}")
-                if await wait_for(self.stop, pause_s):
-                    raise  # they are in flight: the next process asks the channel
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        # Should we be asked to end before there is room, they are in flight: the next process asks the channel.
+        await self._writer.take({"receipt": rows} if rows else {}, {CONSUMER: commits})
         self._committed, self._committed_at = commits, time.monotonic()
         self._in_flight_end([r.notice_id for r in receipts])
         self.report.receipts += len(rows)
