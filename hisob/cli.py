@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,23 +53,20 @@ OURS = {"accounting", "connectors", "streams", "warehouse", "flows", "hisob"}
 
 
 class _Commands(TyperGroup):
-    """The commands that there are modules of, each imported when it is asked for."""
+    """The commands, each imported when it is asked for."""
 
     def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 (Typer gives it)
-        return [name for name in COMMANDS if find_spec(_module_of(name))]
+        return list(COMMANDS)
 
     def get_command(self, ctx: object, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = getattr(import_module(_module_of(cmd_name)), cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        command = getattr(import_module(f"hisob.commands.{name}"), name)
         if not isinstance(command, typer.Typer):  # a group of commands is one already
             function, command = command, typer.Typer(add_completion=False)
             command.command(cmd_name)(function)
         return typer.main.get_command(command)
-
-
-def _module_of(name: str) -> str:
-    return f"hisob.commands.{name.replace('-', '_')}"
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -48,8 +48,6 @@ def run(
 
 def services_of(home: Home, settings: Settings, processes: int) -> tuple[list[Service], list[str]]:
     """What is to run on the home, and what is not and why."""
-    from importlib.util import find_spec
-
     from hisob.supervisor import Service
 
     def service(name: str, *arguments: str, every_s: float | None = None) -> Service:
@@ -71,5 +69,4 @@ def services_of(home: Home, settings: Settings, processes: int) -> tuple[list[Se
         services.append(service("load", every_s=60.0 * settings.load_minutes))
     else:
         left_out.append("no load: load_minutes is 0")
-    there = [one for one in services if find_spec(f"hisob.commands.{one.name}")]
-    return there, left_out
+    return services, left_out
