@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from accounting.bill import MARK, REASONS
 from accounting.calendar import QUARTER_US
@@ -71,6 +72,36 @@ class Payment:
     reversed: bool = False
 
 
+class Texts:
+    """A text or none for each account. Restored ones stay an Arrow column until one is asked for: most never are."""
+
+    def __init__(self, column: pa.Array | None = None) -> None:
+        """As restored, or with a text for nobody alone."""
+        self._column = column
+        self._values: list[str | None] = [None]
+
+    def __getitem__(self, i: int) -> str | None:
+        """That of account `i`."""
+        return self._listed()[i]
+
+    def __setitem__(self, i: int, text: str | None) -> None:
+        """Another one for account `i`."""
+        self._listed()[i] = text
+
+    def append(self, text: str | None) -> None:
+        """One more, for a new account."""
+        self._listed().append(text)
+
+    def column(self) -> pa.Array:
+        """All of them."""
+        return pa.array(self._values, pa.string()) if self._column is None else self._column
+
+    def _listed(self) -> list[str | None]:
+        if self._column is not None:
+            self._values, self._column = self._column.to_pylist(), None
+        return self._values
+
+
 @dataclass
 class Partition:
     """State and events of one partition. `unrouted` is the one where readings of unclaimed meters wait."""
@@ -83,8 +114,8 @@ class Partition:
     ids: list[str] = field(default_factory=lambda: [""])
     index: dict[str, int] = field(default_factory=dict)
     meters: dict[str, int] = field(default_factory=dict)
-    phones: list[str | None] = field(default_factory=lambda: [None])
-    languages: list[str | None] = field(default_factory=lambda: [None])
+    phones: Texts = field(default_factory=Texts)
+    languages: Texts = field(default_factory=Texts)
     taken: dict[int, set[str]] = field(default_factory=dict)  # digests of versions and exchanges taken, by account
     book: TariffBook = field(default_factory=TariffBook)
     tariff_rows: list[Record] = field(default_factory=list)  # of a tariff version still arriving

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from accounting.partition import Partition, Payment
+from accounting.partition import Partition, Payment, Texts
 from accounting.policies import Place, Policy
 from accounting.state import ACCOUNT
 from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersion
@@ -40,8 +40,8 @@ def snapshot(p: Partition) -> bytes:
     strings = pa.record_batch(
         {
             "id": pa.array(p.ids, pa.string()),
-            "phone": pa.array(p.phones, pa.string()),
-            "language": pa.array(p.languages, pa.string()).dictionary_encode(),
+            "phone": p.phones.column(),
+            "language": p.languages.column().dictionary_encode(),
         }
     )
     sections = [
@@ -79,8 +79,8 @@ def restore(data: bytes) -> Partition:
     p.wake_at = np.frombuffer(wake_at, np.int64)
     p.count = p.accounts.size
     batch = _open(strings)
-    p.ids, p.phones = (batch.column(name).to_pylist() for name in ("id", "phone"))
-    p.languages = batch.column("language").dictionary_decode().to_pylist()  # a dictionary's values are boxed one by one
+    p.ids = batch.column("id").to_pylist()
+    p.phones, p.languages = Texts(batch.column("phone")), Texts(batch.column("language").dictionary_decode())
     p.index = dict(zip(p.ids, range(p.count), strict=True))
     del p.index[""]  # the row of no account
     meter_ids = _open(meters).column("meter").to_pylist()

@@ -15,6 +15,7 @@ A second settle on a home is refused. With several processes bytewax makes a clu
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ from connectors.log import DivergedError, LogError, NewRow, Row, Transaction
 from connectors.log.body import KIND_NAMES, KIND_NUMBER, decode, encode
 from connectors.log.sqlite import open_log
 from streams import cluster
+from streams.lean import start_lean
 from streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -195,7 +197,8 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         self.position = 0
         if state:
             self.position = int.from_bytes(state[:8], "little")
-            self.partition = restore(state[8:])
+            with _uncollected():
+                self.partition = restore(state[8:])
 
     def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
         """Settle rows in order."""
@@ -292,6 +295,17 @@ def settle_flow(source: JournalSource, sink: EventSink) -> Dataflow:
     settled = op.stateful_batch("settle", journal, lambda state: SettleLogic(state, partitions))
     op.output("events", settled, sink)
     return flow
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: it would go through all that is being restored again and again. Nor need it later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 # running it
@@ -413,6 +427,7 @@ def _tell(error: Exception) -> None:
 
 def main() -> None:
     """One process of a cluster, as started by `run_settle`."""
+    start_lean()
     spec = json.loads(sys.argv[1])
     cluster.end_with_parent(lambda: _run.stop.set())  # noqa: PLW0108  run_worker makes another _run
     cluster.wait_for_peers(spec["addresses"], spec["process_id"])
