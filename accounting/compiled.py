@@ -23,7 +23,7 @@ def row_type(fields: list[tuple[str, str]]) -> np.dtype[Any]:
     return np.dtype((np.record, fields))
 
 
-compiled = njit(cache=True)
+compiled = njit(cache=True, nogil=True)  # while rules run, another thread writes what they have decided
 rule = njit(cache=True, inline="always")
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when Numba reads the environment

@@ -20,6 +20,7 @@ from accounting.bill import MARK, REASONS
 from accounting.calendar import QUARTER_US
 from accounting.ledger import Ledger, make_room, new_ledger, take_count
 from accounting.moments import EPOCH, moment_of
+from accounting.notices import Told
 from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
 from accounting.records import OWN_TIME, RECORDS
 from accounting.state import FOREVER, NONE, new_accounts
@@ -61,15 +62,21 @@ def digest(kind: str, record: Record) -> str:
     return blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
-@dataclass
+@dataclass(slots=True)
 class Payment:
-    """What is remembered of a payment or adjustment for 400 days from its own time."""
+    """What is remembered of a payment or adjustment for 400 days from its own time: its content, `received_at` aside."""
 
     at: int
-    content: str  # its digest, `received_at` aside
     amount_tiyin: int
+    by: str | None  # channel or author
+    of: str | None  # the payment that it reverses, or a reason
     is_reversal: bool
     reversed: bool = False
+
+    @property
+    def content(self) -> tuple[int, int, str | None, str | None]:
+        """What the same payment has in common with this one; another with its id has not."""
+        return self.at, self.amount_tiyin, self.by, self.of
 
 
 class Texts:
@@ -141,6 +148,7 @@ class Partition:
         """Make what is derived or only lives for a batch."""
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
+        self.notices: list[Told] = []
         self.rules = np.zeros(0, RULES)
         self.rules_by_class: list[Rules] = []
         self.class_of: dict[tuple[bool, ...], int] = {}  # of places, by the scoped policies that cover them
@@ -259,11 +267,12 @@ class Partition:
     def reserve(self, entries: int, incidents: int = 16, forecasts: int = 8, notices: int = 8) -> None:
         """Make sure the ledger has room for so many more."""
         ledger = self.ledger
+        size = ledger.size.tolist()
         if (
-            ledger.size[0] + entries > ledger.entries.size
-            or ledger.size[1] + incidents > ledger.incidents.size
-            or ledger.size[2] + forecasts > ledger.forecasts.size
-            or ledger.size[3] + notices > ledger.notices.size
+            size[0] + entries > len(ledger.entries)
+            or size[1] + incidents > len(ledger.incidents)
+            or size[2] + forecasts > len(ledger.forecasts)
+            or size[3] + notices > len(ledger.notices)
         ):
             self.ledger = make_room(ledger, entries, incidents, forecasts, notices)
 

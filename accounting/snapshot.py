@@ -22,7 +22,7 @@ from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 3
+VERSION = 4
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)
@@ -85,10 +85,8 @@ def restore(data: bytes) -> Partition:
     del p.index[""]  # the row of no account
     meter_ids = _open(meters).column("meter").to_pylist()
     p.meters = dict(zip(meter_ids, range(len(meter_ids)), strict=True))
-    for i, key, payment_at, content, amount, is_reversal, was_reversed in zip(
-        *(column.to_pylist() for column in _open(payments).columns), strict=True
-    ):
-        p.payments.setdefault(i, {})[key] = Payment(payment_at, content, amount, is_reversal, was_reversed)
+    for i, key, *payment in zip(*(column.to_pylist() for column in _open(payments).columns), strict=True):
+        p.payments.setdefault(i, {})[key] = Payment(*payment)
     return p
 
 
@@ -105,12 +103,12 @@ def _open(section: pa.Buffer) -> pa.RecordBatch:
 
 def _payments(p: Partition) -> pa.RecordBatch:
     rows = [
-        (i, key, m.at, m.content, m.amount_tiyin, m.is_reversal, m.reversed)
+        (i, key, m.at, m.amount_tiyin, m.by, m.of, m.is_reversal, m.reversed)
         for i, remembered in p.payments.items()
         for key, m in remembered.items()
     ]
-    kinds = (pa.int32(), pa.string(), pa.int64(), pa.string(), pa.int64(), pa.bool_(), pa.bool_())
-    names = ("account", "key", "at", "content", "amount", "is_reversal", "reversed")
+    kinds = (pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.bool_(), pa.bool_())
+    names = ("account", "key", "at", "amount", "by", "of", "is_reversal", "reversed")
     columns: Iterable[Any] = zip(*rows, strict=True) if rows else [()] * len(kinds)
     return pa.record_batch({n: pa.array(list(c), k) for n, c, k in zip(names, columns, kinds, strict=True)})
 

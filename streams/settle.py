@@ -197,8 +197,7 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         self.position = 0
         if state:
             self.position = int.from_bytes(state[:8], "little")
-            with _uncollected():
-                self.partition = restore(state[8:])
+            self.partition = restore(state[8:])
 
     def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
         """Settle rows in order."""
@@ -209,7 +208,7 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         return settled, StatefulBatchLogic.RETAIN
 
     def settle(self, row: Row) -> Future[SettledRow]:
-        """One row's events, which are compressed while the next row is settled."""
+        """One row's events, which are made and compressed while the next row is settled."""
         if self.partition is None:
             self.partition = Partition(row.partition, unrouted=row.partition == self.partitions - 1)
         if row.position != self.position:
@@ -217,9 +216,10 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
             raise SettleError(msg)
         body = decode(row.body)
         runs = [(KIND_NAMES[k], c) for k, c in zip(body.runs_kind.tolist(), body.runs_count.tolist(), strict=True)]
-        events = settle_body(self.partition, row.position, runs, body.batches)
+        settled = settle_body(self.partition, row.position, runs, body.batches)
         self.position = row.end
-        return _encoder.submit(encode_row, row, events, dict(self.partition.ignored))
+        ignored = dict(self.partition.ignored)
+        return _encoder.submit(lambda: encode_row(row, settled.events(), ignored))
 
     def snapshot(self) -> bytes:
         """The state, and the position it stands at; nothing if the first row failed."""
@@ -297,17 +297,6 @@ def settle_flow(source: JournalSource, sink: EventSink) -> Dataflow:
     return flow
 
 
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: it would go through all that is being restored again and again. Nor need it later."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 # running it
 
 
@@ -338,7 +327,7 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop):
+    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop), _rarely_collected():
         flow = settle_flow(source, EventSink(home))
         with _panics_explained(home):
             cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
@@ -351,6 +340,17 @@ def run_worker(
     if _run.failure:
         raise _run.failure
     return not _run.stop.is_set()
+
+
+@contextlib.contextmanager
+def _rarely_collected() -> Iterator[None]:
+    """Nothing here refers to itself in a circle, and going through a million accounts' names to see so takes its time."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ def settle_bytes(p: Partition, position: int, body: bytes) -> dict[str, pa.Recor
     """One body through the core."""
     d = decode(body)
     runs = [(KIND_NAMES[k], int(c)) for k, c in zip(d.runs_kind, d.runs_count, strict=True)]
-    return settle_body(p, position, runs, d.batches)
+    return settle_body(p, position, runs, d.batches).events()
 
 
 def settle_journal(
