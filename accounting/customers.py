@@ -20,11 +20,11 @@ from accounting.bill import (
 from accounting.calendar import QUARTER_US, day_start
 from accounting.compiled import compiled
 from accounting.decisions import review, review_after_credit, set_supply, write_notices
+from accounting.incidents import report_incidents
 from accounting.ledger import NO_BASIS, OPENING, post
 from accounting.partition import Partition, Record, digest, reason_text
 from accounting.payments import apply_waiting, is_credit
 from accounting.policies import Place
-from accounting.readings import report_incidents
 from accounting.records import RECORDS, SUPPLY_STATES
 from accounting.state import ABSENT, ARRIVED, CONNECTED, NONE, STARTED, UNKNOWN, Account, Accounts, new_accounts
 from accounting.tariffs import ALWAYS, AccountVersion, History, TariffVersion, segment_at
@@ -70,7 +70,7 @@ def apply_account(p: Partition, given: Record) -> None:
         change_prices(p, i, record)
     if record["closed_at"] is not None:
         close_account(p, i, record)
-    report_incidents(p, incidents, None)
+    report_incidents(p, incidents)
     now = p.moment_of("account", record)
     if _release_waiting(p, i):
         review_after_credit(p, i, now)
@@ -237,7 +237,7 @@ def apply_exchange(p: Partition, given: Record) -> None:
     incidents = int(p.ledger.size[1])
     at = record["exchanged_at"]
     _settle_read(p, i, at, record["old_register_wh"])
-    report_incidents(p, incidents, None)
+    report_incidents(p, incidents)
     s = p.accounts[i]
     s.last_at, s.last_wh = at, record["new_register_wh"]
     if record["register_modulus_wh"] is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -35,9 +36,13 @@ CONTENT = {
 }
 
 
+@lru_cache(1 << 16)  # what arrives together is mostly of few moments
 def time_text(at: int) -> str:
     """A moment as ISO 8601 in UTC."""
     return moment_of(at).isoformat()
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def date_text(day: int) -> str:
@@ -53,7 +58,7 @@ def record_text(kind: str, record: Record) -> str:
         if value is None or c.internal:
             continue
         columns[c.name] = time_text(value) if c.type == "time" else date_text(value) if c.type == "date" else value
-    return json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
+    return _as_json(columns)
 
 
 def digest(kind: str, record: Record) -> str:
@@ -149,6 +154,10 @@ class Partition:
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
         self.notices: list[Told] = []
+        self.incidents: list[Any] = []  # of accounting.incidents
+        self.held_now: dict[
+            tuple[int, int], None
+        ] = {}  # readings held by this body, not remembered with their text yet
         self.rules = np.zeros(0, RULES)
         self.rules_by_class: list[Rules] = []
         self.class_of: dict[tuple[bool, ...], int] = {}  # of places, by the scoped policies that cover them

@@ -7,6 +7,7 @@ taken in their order; runs of readings go through compiled code as columns, what
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from accounting.decisions import (
     review_all,
     write_notices,
 )
+from accounting.incidents import Incident, incident_events, take_incidents
 from accounting.ledger import FORECAST, new_ledger
 from accounting.notices import Told, notice_event
 from accounting.partition import Partition, Record
 from accounting.payments import apply_payment, forget_payments
-from accounting.readings import apply_readings, hold_unrouted, open_readings, resolve
+from accounting.readings import Readings, apply_readings, hold_unrouted, open_readings, resolve
 from accounting.records import BASES, ENTRY_KINDS, EVENT_SCHEMAS, EVENTS, RECORD_SCHEMAS, TIME
 from accounting.state import FOREVER, NONE
 from accounting.supply import begin_day
@@ -65,7 +67,7 @@ def settle_body(
                 apply_record(p, kind, next(records[kind]))
             brought |= kind in ("account", "meter_exchange")
         ordinal += count
-    return take_events(p)
+    return take_events(p, readings)
 
 
 def _ordinals(position: int, runs: Sequence[tuple[str, int]]) -> dict[str, NDArray[np.int64]]:
@@ -146,17 +148,23 @@ def to_records(kind: str, batch: pa.RecordBatch) -> list[Record]:
 class Settled:
     """What a body has caused. It is the partition's no longer: another thread may make the events of it."""
 
+    number: int
     columns: dict[str, pa.RecordBatch]
     rows: dict[str, list[tuple[Any, ...]]]
     notices: list[Told]
+    incidents: list[Incident]
+    readings: Readings | None
 
     def events(self) -> dict[str, pa.RecordBatch]:
         """The events by kind as packed columns with `ordinal` and `n`, each kind in order."""
         rows = {**self.rows, "notice": [notice_event(told) for told in self.notices]}
+        for kind, more in incident_events(self.number, self.incidents, self.readings).items():
+            if more:
+                rows[kind] = sorted([*rows.get(kind, ()), *more], key=itemgetter(0, 1))
         return self.columns | {kind: _rows(kind, rows[kind]) for kind in EVENTS if rows.get(kind)}
 
 
-def take_events(p: Partition) -> Settled:
+def take_events(p: Partition, readings: Readings | None) -> Settled:
     """What has been written since the last time."""
     ledger, columns = p.ledger, {}
     if ledger.size[0]:
@@ -164,7 +172,7 @@ def take_events(p: Partition) -> Settled:
     if ledger.size[2]:
         columns["forecast"] = _forecasts(p)
     write_notices(p)
-    settled = Settled(columns, p.events, p.notices)
+    settled = Settled(p.number, columns, p.events, p.notices, take_incidents(p, readings), readings)
     p.events, p.notices = {}, []
     ledger.size[:] = 0
     if ledger.entries.size > 1 << 19:
