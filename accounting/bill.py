@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, month_of, month_start
-from accounting.compiled import compiled, row_type, rule, untracked
+from accounting.compiled import compiled, loop, row_type, rule, untracked
 from accounting.exact import beyond_power, multiply_divide
 from accounting.ledger import (
     CORRECTION,
@@ -541,7 +541,7 @@ def keeps_pace(s: Account) -> bool:
     return s.balance_tiyin >= s.watch_tiyin and s.usage_wh - s.pace_wh <= s.pace_rate * (s.last_at - s.pace_at)
 
 
-@compiled
+@loop
 def settle_readings(
     accounts: Accounts,
     wake_at: NDArray[np.int64],

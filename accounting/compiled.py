@@ -23,7 +23,8 @@ def row_type(fields: list[tuple[str, str]]) -> np.dtype[Any]:
     return np.dtype((np.record, fields))
 
 
-compiled = njit(cache=True, nogil=True)  # while rules run, another thread writes what they have decided
+compiled = njit(cache=True)
+loop = njit(cache=True, nogil=True)  # over many rows: meanwhile another thread may go on
 rule = njit(cache=True, inline="always")
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when Numba reads the environment

@@ -42,7 +42,7 @@ def time_text(at: int) -> str:
     return moment_of(at).isoformat()
 
 
-_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def date_text(day: int) -> str:
@@ -58,7 +58,7 @@ def record_text(kind: str, record: Record) -> str:
         if value is None or c.internal:
             continue
         columns[c.name] = time_text(value) if c.type == "time" else date_text(value) if c.type == "date" else value
-    return _as_json(columns)
+    return as_json(columns)
 
 
 def digest(kind: str, record: Record) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from accounting.bill import ACCEPTED, IGNORED, SETTLES, settle_readings
 from accounting.incidents import report_incidents
-from accounting.partition import Partition, Record, record_text
+from accounting.partition import Partition, Record, as_json, time_text
 from accounting.records import RECORDS
 from accounting.state import NONE
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NOBODY, NO_CLAIM = 0, -1
+_TIMES = {c.name for c in RECORDS["reading"] if c.type == "time"}
 Unresolved = tuple[int, str, str]  # number of the pair, account_id, meter_id
 
 
@@ -48,6 +49,20 @@ class Readings:
 
     def records(self, rows: Sequence[int]) -> list[Record]:
         """Some of them as records."""
+        columns = self.columns(rows)
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def texts(self, ordinals: Sequence[int]) -> list[str]:
+        """Some of them, by their place in the journal, whole as JSON: as `record_text` has it, column by column."""
+        rows = np.searchsorted(self.ordinal, np.array(ordinals, np.int64)).tolist()
+        columns = []
+        for name, values in self.columns(rows).items():
+            text = _quoted_time if name in _TIMES else as_json
+            columns.append(["" if value is None else f',"{name}":{text(value)}' for value in values])
+        return [f"{{{''.join(parts)[1:]}}}" for parts in zip(*columns, strict=True)]
+
+    def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """Some of them as columns of the contract, times in µs."""
         some = self.batch.take(pa.array(rows, pa.int64()))
         columns: dict[str, list[Any]] = {}
         for c in RECORDS["reading"]:
@@ -59,18 +74,17 @@ class Readings:
             else:
                 array = some.column(c.name)
             columns[c.name] = (array.cast(pa.int64()) if c.type == "time" else array).to_pylist()
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-    def texts(self, ordinals: Sequence[int]) -> list[str]:
-        """Some of them, by their place in the journal, whole as JSON."""
-        rows = np.searchsorted(self.ordinal, np.array(ordinals, np.int64)).tolist()
-        return [record_text("reading", record) for record in self.records(rows)]
+        return columns
 
     def first(self, row: int) -> tuple[int, int]:
         """The (partition, ordinal) at which a routed-on reading was first journalled."""
         names = ("first_partition", "first_ordinal")
         partition, ordinal = (self.batch.column(name)[row].as_py() for name in names)
         return partition, ordinal
+
+
+def _quoted_time(at: int) -> str:
+    return f'"{time_text(at)}"'
 
 
 def open_readings(p: Partition, batch: pa.RecordBatch, ordinal: NDArray[np.int64]) -> Readings:
@@ -82,8 +96,9 @@ def open_readings(p: Partition, batch: pa.RecordBatch, ordinal: NDArray[np.int64
     rows = batch.num_rows
     estimated = np.zeros(rows, np.bool_)
     if "status" in names:
-        is_estimated = pc.fill_null(pc.equal(batch.column("status").cast(pa.string()), "estimated"), fill_value=False)
-        estimated = is_estimated.to_numpy(zero_copy_only=False)
+        status = batch.column("status")
+        code = pc.index(status.dictionary, "estimated").as_py()
+        estimated = pc.fill_null(pc.equal(status.indices, code), fill_value=False).to_numpy(zero_copy_only=False)
     routed_on = np.zeros(0, np.int64)
     if "first_partition" in names:
         routed_on = np.flatnonzero(batch.column("first_partition").is_valid().to_numpy(zero_copy_only=False))

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from accounting.calendar import day_of, month_of
-from accounting.compiled import compiled, untracked
+from accounting.compiled import compiled, loop, untracked
 from accounting.customers import apply_account, apply_exchange, apply_tariff
 from accounting.decisions import (
     apply_acknowledgement,
@@ -183,7 +183,7 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
 STEP, TO_WH, USAGE_WH, AMOUNT, BALANCE = 0, 1, 2, 3, 4  # the numbers of an entry that mostly fit in 32 bits
 
 
-@compiled
+@loop
 def _spread(
     rows: Any,
 ) -> tuple[

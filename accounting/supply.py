@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, US_PER_DAY, US_PER_HOUR
-from accounting.compiled import compiled, row_type, rule, untracked
+from accounting.compiled import compiled, loop, row_type, rule, untracked
 from accounting.forecast import FIRST_GUESS_US, forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
 from accounting.ledger import NO_BASIS, Ledger, hold_ledger, post, take_count
 from accounting.records import NOTICE_KINDS
@@ -278,7 +278,7 @@ def settle_payment(
     return review_account(s, account, wake_at, book, rules[s.place], now, False, safety_cause)
 
 
-@compiled
+@loop
 def review_accounts(
     accounts: Accounts,
     first: int,
@@ -318,7 +318,7 @@ def review_accounts(
     return count
 
 
-@compiled
+@loop
 def begin_day(accounts: Accounts, count: int, wake_at: NDArray[np.int64], book: Book, ledger: Ledger, at: int) -> None:
     """The day's first tick: take the day's use into the level, and write each account's forecast."""
     accounts, wake_at = untracked(accounts), untracked(wake_at)

@@ -327,7 +327,7 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop), _rarely_collected():
+    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop), _suited():
         flow = settle_flow(source, EventSink(home))
         with _panics_explained(home):
             cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
@@ -343,14 +343,18 @@ def run_worker(
 
 
 @contextlib.contextmanager
-def _rarely_collected() -> Iterator[None]:
-    """Nothing here refers to itself in a circle, and going through a million accounts' names to see so takes its time."""
-    thresholds = gc.get_threshold()
+def _suited() -> Iterator[None]:
+    """Python as it suits the rules. Nothing here refers to itself in a circle, so there is little to go through a million
+    names for. And when the rules ask for the interpreter back, which the encoder has then, they get it soon.
+    """
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.set_threshold(100_000)
+    sys.setswitchinterval(0.0002)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
 
 
 @contextlib.contextmanager
