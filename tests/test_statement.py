@@ -148,7 +148,7 @@ def test_every_word_of_the_table_is_used_and_none_is_missing():
         for path in ("warehouse/page.py", "warehouse/page.html", "warehouse/words.py", "hisob/commands/statement.py")
     )
     of_data = re.compile(
-        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading"
+        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading|refund_due|to_pay"
     )
     for key in read_words():
         said_by_data = of_data.match(key) or key in {"measured", "estimated", "interpolated"}

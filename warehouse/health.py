@@ -191,8 +191,8 @@ def look_at(con: duckdb.DuckDBPyConnection, limits: Thresholds) -> Health:
         return _look_at(con, limits)
     except duckdb.CatalogException as error:
         raise WarehouseError(
-            "The published database was made by a Hisob that did not look at the metering's health yet. It will know with the"
-            " next load that has something to take in: hisob load"
+            "The published database was made by a Hisob that did not look at all of the metering's health yet. Have it made"
+            " anew: hisob load"
         ) from error
 
 

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from warehouse.statement import Block, Line, Statement, Stretch, Usage
+    from warehouse.usage import DayUse
 
 DAYS_ON_A_SHEET = 34  # more are told by month
 LINES_AT_EASE = 38  # a page of more is set closer, to stay on its sheet
 SHADES = 5
+SHARE_MARKS = {"estimated": "≈", "interpolated": "÷", "measured": " "}  # as words.toml's days_legend explains them
 
 
 def render(page: Statement, language: str) -> str:
@@ -42,6 +44,9 @@ def render(page: Statement, language: str) -> str:
         verdict=verdict(page),
         remark=remark,
         said_of=said_of,
+        share_name=share_name,
+        days_shared=any(usage.days for _, usage in rows),
+        final_text=final_text,
     )
 
 
@@ -69,7 +74,7 @@ def rows_of(page: Statement, words: Words, days_shown: int) -> tuple[list[tuple[
 def lines_of(page: Statement, usage: list[Usage]) -> int:
     """How many lines the page's tables come to, those side by side counted once."""
     by_block = sum(len(u.blocks) + (len(page.blocks) > 1) for u in page.blocks)
-    days = sum(1 if len(u.blocks) == 1 else 1 + len(u.blocks) for u in usage)
+    days = sum(len(u.days) + (1 if len(u.blocks) == 1 else 1 + len(u.blocks)) for u in usage)
     below = sum(len(part) + 2 for part in (page.estimates, page.corrections) if part)
     return len(page.registers) + max(by_block, len(page.credits)) + days // 2 + below
 
@@ -100,6 +105,17 @@ def said_of(line: Line, words: Words) -> str:
     if line.usage_wh:
         parts.append(f"{words.kwh(line.usage_wh)} {words['kwh']}")
     return " · ".join(parts)
+
+
+def share_name(share: DayUse, words: Words) -> str:
+    """A day of a stretch, with the mark of how its share was found."""
+    return f"{SHARE_MARKS[share.basis]} {words.day(share.day)}"
+
+
+def final_text(page: Statement, words: Words) -> str:
+    """What a closed account's balance comes to: to whom it is owed."""
+    said = words[page.final or "nothing_due"]
+    return f"{said} {words.soum(abs(page.closing_tiyin))} {words['soum']}" if page.closing_tiyin else said
 
 
 def remark(r: Stretch, words: Words) -> str:
