@@ -1,11 +1,12 @@
-"""How the metering does, as of the last tick: silent and stuck meters, read rates, clocks, and readings that are in doubt.
+"""How the metering does, as of the last tick: silent and stuck meters, read rates, clocks, readings and use that are in doubt.
 
 Each is a table macro of the database, its thresholds its parameters, so that an auditor asks as `hisob health` does:
 
     FROM silent_meters(hours := 48);
 
 A meter is one that an open account has now. Only measured readings count. One dated too late to be true (more than a
-quarter of an hour after the last tick) says nothing of a meter but that its clock is wrong.
+quarter of an hour after the last tick) says nothing of a meter but that its clock is wrong. `alarms` is a view of all of it,
+by the thresholds that stand here; docs/metering.md says of each where it comes from and what to do next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import duckdb
 
+from accounting.calendar import US_PER_DAY, UTC_OFFSET_US
 from warehouse.errors import WarehouseError
 
 METERS = """
@@ -54,6 +56,10 @@ METERS_COLUMNS = [
     ("supply_state", "VARCHAR", "State of the supply, as far as is known."),
     ("supply_changed_at", "TIMESTAMPTZ", "Since when (UTC)."),
 ]
+
+HISTORY_DAYS = 28  # what a meter's use is held against
+DAY, OFFSET = US_PER_DAY, UTC_OFFSET_US
+FOREVER = 2**62
 
 TICK = "(SELECT max(ticked_at) FROM journal.tick)"
 TODAY = f"tashkent({TICK})::DATE"
@@ -154,7 +160,158 @@ MACROS = {
             " implausible_usage: FROM doubtful_readings(days := 31) WHERE reason = 'implausible_usage'."
         ),
     ),
+    "sum_checks(days := 7, tolerance_wh := 100, tolerance_percent := 1)": (
+        f"""
+        WITH given AS (
+            SELECT account_id, meter_id, read_at, register_wh, max(interval_wh) AS interval_wh FROM journal.reading
+            WHERE account_id IS NOT NULL AND interval_wh IS NOT NULL AND read_at >= {SINCE_DAYS} AND {TRUE_TIME} GROUP BY ALL
+        ), step AS (
+            SELECT account_id, min(from_at) AS from_at, max(to_at) AS to_at, max_by(to_wh, to_at) AS to_wh,
+                   sum(usage_wh) AS usage_wh
+            FROM events.entry
+            WHERE kind = 'usage' AND basis <> 'estimated' AND to_at >= {SINCE_DAYS}
+              AND account_id IN (SELECT account_id FROM given)
+            GROUP BY account_id, partition, ordinal
+        ), usual AS (
+            SELECT account_id, median(epoch_us(to_at) - epoch_us(from_at)) * 1.5 AS step_us FROM step GROUP BY ALL
+        ), day AS (
+            SELECT s.account_id, tashkent(s.to_at - INTERVAL 1 MICROSECOND)::DATE AS day, max(meter_id) AS meter_id,
+                   min(from_at) AS from_at, max(to_at) AS to_at, sum(interval_wh) AS intervals_wh,
+                   sum(usage_wh) AS register_advance_wh
+            FROM step s JOIN usual USING (account_id)
+            LEFT JOIN given g ON (g.account_id, g.read_at, g.register_wh) = (s.account_id, s.to_at, s.to_wh)
+            GROUP BY ALL
+            HAVING count(*) = count(interval_wh) AND count(DISTINCT meter_id) = 1
+               AND max(epoch_us(to_at) - epoch_us(from_at)) <= any_value(step_us)
+        )
+        SELECT district, account_id, day.meter_id, day, from_at, to_at, intervals_wh::BIGINT AS intervals_wh,
+               register_advance_wh::BIGINT AS register_advance_wh,
+               (intervals_wh - register_advance_wh)::BIGINT AS difference_wh
+        FROM day LEFT JOIN meters USING (account_id)
+        WHERE abs(difference_wh) > greatest(tolerance_wh, register_advance_wh * tolerance_percent / 100)
+        ORDER BY abs(difference_wh) DESC, account_id, day
+        """,
+        (
+            "Days on which the intervals that a meter metered do not come to its register's advance over the same span, by"
+            " more than a tolerance (the larger of both), where the intervals are all there: FROM sum_checks(days := 31)."
+        ),
+    ),
+    "unusual_usage(days := 7, low_percent := 50, high_percent := 200, least_wh := 500)": (
+        f"""
+        WITH today AS (SELECT epoch_us({TODAY}::TIMESTAMP) // {DAY} AS today), day AS (
+            SELECT account_id, (epoch_us(to_at) + {OFFSET} - 1) // {DAY} AS day,
+                   sum(usage_wh) * {DAY} / sum(epoch_us(to_at) - epoch_us(from_at)) AS usage_wh
+            FROM events.entry
+            WHERE kind = 'usage' AND basis <> 'estimated'
+              AND to_at >= (({TODAY} - days::INTEGER - {HISTORY_DAYS})::TIMESTAMP AT TIME ZONE 'Asia/Tashkent')
+            GROUP BY ALL HAVING sum(epoch_us(to_at) - epoch_us(from_at)) BETWEEN {DAY} * 20 // 24 AND {DAY} * 28 // 24
+        ), state AS (
+            SELECT account_id, state, epoch_us(changed_at) + {OFFSET} AS since,
+                   lead(epoch_us(changed_at) + {OFFSET}) OVER (PARTITION BY account_id ORDER BY ordinal, n) AS until
+            FROM events.supply_state
+        ), known AS (
+            SELECT account_id, day, usage_wh, day >= today - days AS is_recent FROM day, today
+            WHERE day < today AND NOT EXISTS (
+                FROM state s WHERE s.account_id = day.account_id AND state NOT IN ('connected', 'disconnect_pending')
+                AND since < (day.day + 1) * {DAY} AND coalesce(until, {FOREVER}) > day.day * {DAY}
+            )
+        ), before AS (
+            SELECT account_id, avg(usage_wh) AS usual_wh FROM known WHERE NOT is_recent
+            GROUP BY account_id HAVING count(*) >= {HISTORY_DAYS // 2}
+        ), weekday AS (
+            SELECT account_id, day % 7 AS weekday, avg(usage_wh) AS usual_wh FROM known WHERE NOT is_recent
+            GROUP BY ALL HAVING count(*) >= 2
+        ), recent AS (
+            SELECT k.account_id, count(*) AS whole_days, avg(k.usage_wh) AS used_wh,
+                   avg(coalesce(w.usual_wh, b.usual_wh)) AS usual_wh
+            FROM known k JOIN before b USING (account_id)
+            LEFT JOIN weekday w ON (w.account_id, w.weekday) = (k.account_id, k.day % 7)
+            WHERE is_recent GROUP BY ALL
+        )
+        SELECT district, account_id, meter_id, whole_days, round(used_wh)::BIGINT AS usage_wh_per_day,
+               round(usual_wh)::BIGINT AS usual_wh_per_day, round(100 * used_wh / nullif(usual_wh, 0))::BIGINT AS percent
+        FROM recent JOIN meters USING (account_id)
+        WHERE (used_wh * 100 < usual_wh * low_percent OR used_wh * 100 > usual_wh * high_percent)
+          AND abs(used_wh - usual_wh) >= least_wh
+        ORDER BY abs(used_wh - usual_wh) DESC, account_id
+        """,
+        (
+            f"Meters whose last whole days used less or more than so many percent of what the same weekdays did in the"
+            f" {HISTORY_DAYS // 7} weeks before, and at least least_wh a day otherwise. Days without supply, and days not"
+            f" wholly read, do not count; who has no {HISTORY_DAYS // 2} of them is not listed:"
+            " FROM unusual_usage(high_percent := 150)."
+        ),
+    ),
+    "usage_spikes(days := 7, ratio := 1.8, least_wh := 2000)": (
+        f"""
+        WITH step AS (
+            SELECT account_id, (epoch_us(to_at) + {OFFSET} - 1) // {DAY} AS day, to_at, usage_wh,
+                   epoch_us(to_at) - epoch_us(from_at) AS length_us
+            FROM events.entry WHERE kind = 'usage' AND basis <> 'estimated' AND to_at >= {SINCE_DAYS}
+        ), day AS (
+            SELECT account_id, day, max(usage_wh, 3) AS highest, max_by(to_at, usage_wh) AS peak_at
+            FROM step GROUP BY ALL HAVING count(*) >= 40 AND max(length_us) <= {DAY // 48}
+        )
+        SELECT district, account_id, meter_id, DATE '1970-01-01' + day::INTEGER AS day, peak_at, highest[1] AS peak_wh,
+               highest[3] AS third_wh
+        FROM day JOIN meters USING (account_id)
+        WHERE peak_wh > third_wh * ratio AND peak_wh - third_wh >= least_wh
+        ORDER BY peak_wh - third_wh DESC, account_id, day
+        """,
+        (
+            "Days on which the highest half-hour used more than so many times the third highest, and at least least_wh more;"
+            " where the day was read at half-hours or closer: FROM usage_spikes(days := 31, least_wh := 0)."
+        ),
+    ),
 }
+
+ALARMS = """
+    SELECT 'silent' AS alarm, district, account_id, meter_id, last_read_at AS at, silent_hours || ' hours' AS detail
+    FROM silent_meters()
+    UNION ALL BY NAME
+    SELECT 'stuck' AS alarm, district, account_id, meter_id, still_since AS at,
+           stuck_days || ' days at ' || register_wh || ' Wh' AS detail
+    FROM stuck_meters()
+    UNION ALL BY NAME
+    SELECT 'read_rate' AS alarm, district, (day + 1)::TIMESTAMP AT TIME ZONE 'Asia/Tashkent' AS at,
+           read || ' of ' || meters || ' meters on ' || day AS detail
+    FROM read_rates() WHERE percent < 98
+    UNION ALL BY NAME
+    SELECT 'clock' AS alarm, district, account_id, meter_id, latest_read_at AS at, from_the_future
+           || ' readings from the future, ' || coalesce(ahead_seconds, 0) || ' s ahead' AS detail
+    FROM clock_drift()
+    UNION ALL BY NAME
+    SELECT 'doubtful' AS alarm, district, account_id, meter_id, last_read_at AS at,
+           reason || ': ' || refused || ' refused, ' || held || ' held' AS detail
+    FROM doubtful_readings()
+    UNION ALL BY NAME
+    SELECT 'sum_check' AS alarm, district, account_id, meter_id, to_at AS at,
+           'intervals ' || intervals_wh || ' Wh, register ' || register_advance_wh || ' Wh on ' || day AS detail
+    FROM sum_checks()
+    UNION ALL BY NAME
+    SELECT 'unusual_usage' AS alarm, district, account_id, meter_id,
+           usage_wh_per_day || ' Wh a day, usually ' || usual_wh_per_day || ' Wh' AS detail
+    FROM unusual_usage()
+    UNION ALL BY NAME
+    SELECT 'usage_spike' AS alarm, district, account_id, meter_id, peak_at AS at,
+           peak_wh || ' Wh, third highest of the day ' || third_wh || ' Wh' AS detail
+    FROM usage_spikes()
+"""
+ALARMS_DOC = (
+    "What is wrong with the metering at the last tick, by the usual thresholds: a row a meter, district or day."
+)
+ALARMS_COLUMNS = [
+    (
+        "alarm",
+        "VARCHAR",
+        "One of silent, stuck, read_rate, clock, doubtful, sum_check, unusual_usage, usage_spike: the macro that tells more.",
+    ),
+    ("district", "VARCHAR", "The district."),
+    ("account_id", "VARCHAR", "The account; null for a district, or where no open account has the meter."),
+    ("meter_id", "VARCHAR", "The meter; null for a district."),
+    ("at", "TIMESTAMPTZ", "The moment it is about (UTC): the last reading, the advance, the day's end, the peak."),
+    ("detail", "VARCHAR", "What was found."),
+]
 
 
 @dataclass(frozen=True)
@@ -165,11 +322,13 @@ class Thresholds:
     stuck_days: int = 3
     drift_minutes: int = 3
     days: int = 7
+    low_percent: int = 50
+    high_percent: int = 200
 
 
 @dataclass(frozen=True)
 class Health:
-    """How the metering does. Each list is of rows, as the macro of its name has them; spikes of doubtful_readings."""
+    """How the metering does. Each list is of rows, as the macro of its name has them; spikes are of doubtful_readings."""
 
     at: datetime | None
     meters: int
@@ -178,6 +337,9 @@ class Health:
     read_rates: list[dict[str, Any]]
     clocks: list[dict[str, Any]]
     spikes: list[dict[str, Any]]
+    usage_spikes: list[dict[str, Any]]
+    unusual_usage: list[dict[str, Any]]
+    sum_checks: list[dict[str, Any]]
 
     @property
     def last_day(self) -> date | None:
@@ -206,6 +368,13 @@ def _look_at(con: duckdb.DuckDBPyConnection, limits: Thresholds) -> Health:
         _rows(con, f"FROM read_rates(days := {limits.days:d})"),
         _rows(con, f"FROM clock_drift(minutes := {limits.drift_minutes:d}, days := {limits.days:d})"),
         _rows(con, f"FROM doubtful_readings(days := {limits.days:d}) WHERE reason = 'implausible_usage'"),
+        _rows(con, f"FROM usage_spikes(days := {limits.days:d})"),
+        _rows(
+            con,
+            f"FROM unusual_usage(days := {limits.days:d}, low_percent := {limits.low_percent:d},"
+            f" high_percent := {limits.high_percent:d})",
+        ),
+        _rows(con, f"FROM sum_checks(days := {limits.days:d})"),
     )
 
 

@@ -90,6 +90,7 @@ def definitions(rows_of: Callable[[str, int], str], partitions: int, checked_loa
     for signature, (sql, doc) in tables.items():
         yield f"CREATE OR REPLACE MACRO {signature} AS TABLE {sql}"
         yield f"COMMENT ON MACRO TABLE {signature.partition('(')[0]} IS {literal(doc)}"
+    yield from view("main.alarms", health.ALARMS, health.ALARMS_DOC, health.ALARMS_COLUMNS)
 
 
 def view(name: str, sql: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> Iterator[str]:
