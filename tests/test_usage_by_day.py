@@ -11,7 +11,7 @@ from tests.random_records import random_records
 from tests.stories import DAY, HOUR, local, microseconds
 from tests.warehouse_homes import history, whole
 from warehouse.audit import open_published
-from warehouse.page import render
+from warehouse.page import chart_of, render
 from warehouse.statement import make_statement
 from warehouse.words import LANGUAGES, Words
 
@@ -163,6 +163,8 @@ def test_the_statement_marks_the_days_of_a_gap_and_leaves_their_money_whole(home
     assert [(stretch.usage_wh, stretch.amount_tiyin)] == charged[1:]
     assert sum(d.usage_wh for d in stretch.days) == stretch.usage_wh
     assert {d.basis for d in stretch.days} == {"estimated"}
+    soft = [bar for bar in chart_of(april, april.usage).bars if bar.estimated]
+    assert len(soft) == len(stretch.days)
     assert not any(u.days for u in march.usage)
     for language in LANGUAGES:
         words, page = Words(language), render(april, language)

@@ -15,6 +15,7 @@ from warehouse.statement import by_month
 from warehouse.words import Words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import date
 
     from jinja2 import Template
@@ -167,13 +168,32 @@ def block_key(block: Block) -> tuple[int, int | None, int]:
     return block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh
 
 
+def parts_of(u: Usage, blocks: list[tuple[int, int]]) -> Iterator[tuple[tuple[date, date], int, int, bool]]:
+    """What lies where on the chart: the days, Wh, shade, and whether it is no more than an estimate.
+
+    A stretch whose days' shares are known goes through its blocks day after day.
+    """
+    if not u.days:
+        for wh, of in blocks:
+            yield (u.first_day, u.last_day), wh, of, u.basis == "estimated"
+        return
+    left = [wh for wh, _ in blocks]
+    for share in u.days:
+        wanted = share.usage_wh
+        for i, (_, of) in enumerate(blocks):
+            taken = min(wanted, left[i])
+            if taken:
+                yield (share.day, share.day), taken, of, True
+            wanted, left[i] = wanted - taken, left[i] - taken
+
+
 def chart_of(page: Statement, usage: list[Usage]) -> Chart:
     """The bars of the chart."""
     shade = shades(page)
     stacks: dict[tuple[date, date], list[tuple[int, int, bool]]] = {}
     for u in usage:
-        parts = stacks.setdefault((u.first_day, u.last_day), [])
-        parts += [(b.usage_wh, shade[block_key(b)], u.basis == "estimated") for b in u.blocks]
+        for key, wh, of, estimated in parts_of(u, [(b.usage_wh, shade[block_key(b)]) for b in u.blocks]):
+            stacks.setdefault(key, []).append((wh, of, estimated))
     days = {key: (key[1] - key[0]).days + 1 for key in stacks}
     most_wh = max((sum(wh for wh, *_ in parts) / days[key] for key, parts in stacks.items()), default=0)
     first = min([page.first_day, *(key[0] for key in stacks)])
