@@ -60,6 +60,7 @@ METERS_COLUMNS = [
 HISTORY_DAYS = 28  # what a meter's use is held against
 DAY, OFFSET = US_PER_DAY, UTC_OFFSET_US
 FOREVER = 2**62
+DAY_NUMBER = f"((epoch_us({{}}) + {OFFSET} - 1) // {DAY})"  # the local day that ends with the moment at the latest
 
 TICK = "(SELECT max(ticked_at) FROM journal.tick)"
 TODAY = f"tashkent({TICK})::DATE"
@@ -163,43 +164,39 @@ MACROS = {
     "sum_checks(days := 7, tolerance_wh := 100, tolerance_percent := 1)": (
         f"""
         WITH given AS (
-            SELECT account_id, meter_id, read_at, register_wh, max(interval_wh) AS interval_wh FROM journal.reading
-            WHERE account_id IS NOT NULL AND interval_wh IS NOT NULL AND read_at >= {SINCE_DAYS} AND {TRUE_TIME} GROUP BY ALL
-        ), step AS (
-            SELECT account_id, min(from_at) AS from_at, max(to_at) AS to_at, max_by(to_wh, to_at) AS to_wh,
-                   sum(usage_wh) AS usage_wh
-            FROM events.entry
-            WHERE kind = 'usage' AND basis <> 'estimated' AND to_at >= {SINCE_DAYS}
-              AND account_id IN (SELECT account_id FROM given)
-            GROUP BY account_id, partition, ordinal
-        ), usual AS (
-            SELECT account_id, median(epoch_us(to_at) - epoch_us(from_at)) * 1.5 AS step_us FROM step GROUP BY ALL
+            SELECT account_id, {DAY_NUMBER.format("read_at")} AS day_number, any_value(meter_id) AS meter_id,
+                   count(*) AS readings, sum(register_wh) AS registers_wh, sum(interval_wh) AS intervals_wh
+            FROM journal.reading WHERE account_id IS NOT NULL AND read_at >= {SINCE_DAYS} AND {TRUE_TIME}
+            GROUP BY ALL HAVING count(interval_wh) = count(*) AND min(meter_id) = max(meter_id)
+        ), settled AS (
+            SELECT account_id, {DAY_NUMBER.format("to_at")} AS day_number, count(*) AS steps, sum(to_wh) AS registers_wh,
+                   sum(usage_wh) AS usage_wh, min(from_at) AS from_at, max(to_at) AS to_at,
+                   max(epoch_us(to_at) - epoch_us(from_at)) AS longest_us
+            FROM events.entry WHERE kind = 'usage' AND basis <> 'estimated' AND to_at >= {SINCE_DAYS}
+              AND EXISTS (FROM given)
+            GROUP BY ALL HAVING count(*) = count_if(basis = 'measured')
         ), day AS (
-            SELECT s.account_id, tashkent(s.to_at - INTERVAL 1 MICROSECOND)::DATE AS day, max(meter_id) AS meter_id,
-                   min(from_at) AS from_at, max(to_at) AS to_at, sum(interval_wh) AS intervals_wh,
-                   sum(usage_wh) AS register_advance_wh
-            FROM step s JOIN usual USING (account_id)
-            LEFT JOIN given g ON (g.account_id, g.read_at, g.register_wh) = (s.account_id, s.to_at, s.to_wh)
-            GROUP BY ALL
-            HAVING count(*) = count(interval_wh) AND count(DISTINCT meter_id) = 1
-               AND max(epoch_us(to_at) - epoch_us(from_at)) <= any_value(step_us)
+            SELECT *, min((epoch_us(to_at) - epoch_us(from_at)) / steps) OVER (PARTITION BY account_id) AS usual_us
+            FROM settled
         )
-        SELECT district, account_id, day.meter_id, day, from_at, to_at, intervals_wh::BIGINT AS intervals_wh,
-               register_advance_wh::BIGINT AS register_advance_wh,
-               (intervals_wh - register_advance_wh)::BIGINT AS difference_wh
-        FROM day LEFT JOIN meters USING (account_id)
-        WHERE abs(difference_wh) > greatest(tolerance_wh, register_advance_wh * tolerance_percent / 100)
+        SELECT district, account_id, g.meter_id, DATE '1970-01-01' + day_number::INTEGER AS day, from_at, to_at,
+               intervals_wh::BIGINT AS intervals_wh, usage_wh::BIGINT AS register_advance_wh,
+               (intervals_wh - usage_wh)::BIGINT AS difference_wh
+        FROM day d JOIN given g USING (account_id, day_number) LEFT JOIN meters USING (account_id)
+        WHERE steps = readings AND d.registers_wh = g.registers_wh AND longest_us <= usual_us * 1.5
+          AND abs(intervals_wh - usage_wh) > greatest(tolerance_wh, usage_wh * tolerance_percent / 100)
         ORDER BY abs(difference_wh) DESC, account_id, day
         """,
         (
             "Days on which the intervals that a meter metered do not come to its register's advance over the same span, by"
-            " more than a tolerance (the larger of both), where the intervals are all there: FROM sum_checks(days := 31)."
+            " more than a tolerance (the larger of both). Days with an interval missing, a reading refused or repeated, or a"
+            " step cut by a boundary are left out: FROM sum_checks(days := 31)."
         ),
     ),
     "unusual_usage(days := 7, low_percent := 50, high_percent := 200, least_wh := 500)": (
         f"""
         WITH today AS (SELECT epoch_us({TODAY}::TIMESTAMP) // {DAY} AS today), day AS (
-            SELECT account_id, (epoch_us(to_at) + {OFFSET} - 1) // {DAY} AS day,
+            SELECT account_id, {DAY_NUMBER.format("to_at")} AS day,
                    sum(usage_wh) * {DAY} / sum(epoch_us(to_at) - epoch_us(from_at)) AS usage_wh
             FROM events.entry
             WHERE kind = 'usage' AND basis <> 'estimated'
@@ -245,7 +242,7 @@ MACROS = {
     "usage_spikes(days := 7, ratio := 1.8, least_wh := 2000)": (
         f"""
         WITH step AS (
-            SELECT account_id, (epoch_us(to_at) + {OFFSET} - 1) // {DAY} AS day, to_at, usage_wh,
+            SELECT account_id, {DAY_NUMBER.format("to_at")} AS day, to_at, usage_wh,
                    epoch_us(to_at) - epoch_us(from_at) AS length_us
             FROM events.entry WHERE kind = 'usage' AND basis <> 'estimated' AND to_at >= {SINCE_DAYS}
         ), day AS (
