@@ -213,3 +213,31 @@ def test_payments_that_waited_for_their_account_are_named_in_its_statement(tmp_p
         ("payment", 9, "P-9", None),
     ]
     assert page_credits[2]["details"]["reason"] == "brought along"
+
+
+def test_what_a_move_bills_to_nobody_or_twice_is_an_alarm(tmp_path):
+    """Four moves on the 10th: registers that meet, 5 kWh between them, 3 kWh twice, and one whose newcomer began later."""
+    at, accounts, readings = "2025-09-10 00:00", [], []
+    for meter, began in (("N-1", 100_000), ("N-2", 105_000), ("N-3", 97_000), ("N-4", None)):
+        accounts += [
+            version(f"{meter}-old", "2025-09-01 00:00", meter, opening_register_wh=0),
+            version(f"{meter}-old", at, meter, closed_at=at, closing_register_wh=100_000),
+            version(f"{meter}-new", at, meter, opening_register_wh=began),
+        ]
+        readings += [(meter, "2025-09-12 00:00", 130_000), (meter, "2025-09-13 00:00", 140_000)]
+    rows = [{"meter_id": meter, "read_at": read_at, "register_wh": wh} for meter, read_at, wh in readings]
+    home = home_of(tmp_path, account=accounts, reading=rows)
+    found = ask(home.path, "query", "SELECT meter_id, left_by, taken_by, difference_wh FROM moves() ORDER BY 1")
+    assert [tuple(row.values()) for row in found] == [
+        (f"N-{n}", f"N-{n}-old", f"N-{n}-new", wh) for n, wh in ((1, 0), (2, 5_000), (3, -3_000), (4, 30_000))
+    ]
+    alarms = ask(home.path, "query", "SELECT meter_id FROM alarms WHERE alarm = 'move' ORDER BY 1")
+    assert [row["meter_id"] for row in alarms] == ["N-2", "N-3", "N-4"]
+    said = call(home.path, "health")[1]
+    assert "5,000 Wh billed to nobody: N-2-old left at 100,000 on 2025-09-10 00:00, N-2-new began at 105,000" in said
+    assert "3,000 Wh billed twice" in said
+
+
+def test_a_move_right_after_an_exchange_goes_by_the_new_meters_register(home):
+    (move,) = ask(home.path, "query", "FROM moves(days := 60)")
+    assert (move["meter_id"], move["left_by"], move["taken_by"], move["difference_wh"]) == ("M-2", "L-1", "L-2", 0)

@@ -20,7 +20,7 @@ import duckdb
 from accounting.calendar import US_PER_DAY, UTC_OFFSET_US
 from warehouse.errors import WarehouseError
 
-METERS = """
+TAKEN = """
     WITH version AS (
         FROM journal.account a WHERE NOT EXISTS (
             FROM events.refused r WHERE r.record_kind = 'account' AND r.partition = a.partition AND r.ordinal = a.ordinal
@@ -30,7 +30,8 @@ METERS = """
             FROM events.refused r
             WHERE r.record_kind = 'meter_exchange' AND r.partition = e.partition AND r.ordinal = e.ordinal
         )
-    ), account AS (
+    )"""
+METERS = f"""{TAKEN}, account AS (
         SELECT account_id, arg_max(meter_id, ordinal) AS first_meter, arg_max(district, ordinal) AS district,
                arg_max((feeder, ordinal), ordinal)[1] AS feeder, min(effective_at) AS opened_at
         FROM version GROUP BY account_id HAVING count(closed_at) = 0
@@ -239,6 +240,44 @@ MACROS = {
             " FROM unusual_usage(high_percent := 150)."
         ),
     ),
+    "moves(days := 31)": (
+        f"""{TAKEN}, closed AS (
+            SELECT account_id, arg_min(meter_id, ordinal) AS first_meter, max(closed_at) AS closed_at,
+                   max(closing_register_wh) AS closing_wh
+            FROM version GROUP BY account_id HAVING count(closed_at) > 0
+        ), exchanged AS (
+            SELECT account_id, arg_max(new_meter_id, ordinal) AS meter_id, max(exchanged_at) AS exchanged_at,
+                   arg_max(new_register_wh, ordinal) AS new_wh
+            FROM exchange GROUP BY account_id
+        ), gone AS (
+            SELECT c.account_id, coalesce(e.meter_id, first_meter) AS meter_id, closed_at,
+                   coalesce(closing_wh, if(exchanged_at >= coalesce(measured_at, exchanged_at), new_wh, NULL), measured_wh)
+                       AS closed_wh
+            FROM closed c LEFT JOIN exchanged e USING (account_id) LEFT JOIN balances b USING (account_id)
+            WHERE closed_at >= {SINCE_DAYS}
+        ), came AS (
+            SELECT account_id, arg_min(district, ordinal) AS district, arg_min(meter_id, ordinal) AS meter_id,
+                   min(effective_at) AS opened_at, arg_min((opening_register_wh,), ordinal)[1] AS opening_wh
+            FROM version GROUP BY account_id
+        ), started AS (
+            SELECT account_id, arg_min(from_wh, (ordinal, n)) AS first_wh FROM events.entry
+            WHERE kind = 'usage' AND to_at >= {SINCE_DAYS}
+              AND account_id IN (SELECT account_id FROM came WHERE opening_wh IS NULL AND opened_at >= {SINCE_DAYS})
+            GROUP BY account_id
+        )
+        SELECT came.district, meter_id, gone.account_id AS left_by, closed_at, closed_wh, came.account_id AS taken_by,
+               opened_at, coalesce(opening_wh, first_wh) AS opened_wh, opened_wh - closed_wh AS difference_wh
+        FROM gone JOIN came USING (meter_id) LEFT JOIN started s ON s.account_id = came.account_id
+        WHERE opened_at >= closed_at AND came.account_id <> gone.account_id
+        QUALIFY row_number() OVER (PARTITION BY gone.account_id ORDER BY opened_at, came.account_id) = 1
+        ORDER BY closed_at, meter_id
+        """,
+        (
+            "Meters that passed from one account to the next in the last so many days, with the register the one was charged"
+            " up to and the one the other is charged from: what lies between was billed to nobody, or, negative, twice:"
+            " FROM moves(days := 365) WHERE difference_wh <> 0."
+        ),
+    ),
     "usage_spikes(days := 7, ratio := 1.8, least_wh := 2000)": (
         f"""
         WITH step AS (
@@ -293,6 +332,10 @@ ALARMS = """
     SELECT 'usage_spike' AS alarm, district, account_id, meter_id, peak_at AS at,
            peak_wh || ' Wh, third highest of the day ' || third_wh || ' Wh' AS detail
     FROM usage_spikes()
+    UNION ALL BY NAME
+    SELECT 'move' AS alarm, district, taken_by AS account_id, meter_id, opened_at AS at,
+           left_by || ' left at ' || closed_wh || ' Wh, ' || taken_by || ' began at ' || opened_wh || ' Wh' AS detail
+    FROM moves() WHERE difference_wh <> 0
 """
 ALARMS_DOC = (
     "What is wrong with the metering at the last tick, by the usual thresholds: a row a meter, district or day."
@@ -301,7 +344,7 @@ ALARMS_COLUMNS = [
     (
         "alarm",
         "VARCHAR",
-        "One of silent, stuck, read_rate, clock, doubtful, sum_check, unusual_usage, usage_spike: the macro that tells more.",
+        "One of silent, stuck, read_rate, clock, doubtful, sum_check, unusual_usage, usage_spike, move.",
     ),
     ("district", "VARCHAR", "The district."),
     ("account_id", "VARCHAR", "The account; null for a district, or where no open account has the meter."),
@@ -325,7 +368,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Health:
-    """How the metering does. Each list is of rows, as the macro of its name has them; spikes are of doubtful_readings."""
+    """How the metering does. Each list is of rows, as the macro of its name has them; spikes are of doubtful_readings.
+
+    moves: those whose registers do not meet.
+    """
 
     at: datetime | None
     meters: int
@@ -337,6 +383,7 @@ class Health:
     usage_spikes: list[dict[str, Any]]
     unusual_usage: list[dict[str, Any]]
     sum_checks: list[dict[str, Any]]
+    moves: list[dict[str, Any]]
 
     @property
     def last_day(self) -> date | None:
@@ -372,6 +419,7 @@ def _look_at(con: duckdb.DuckDBPyConnection, limits: Thresholds) -> Health:
             f" high_percent := {limits.high_percent:d})",
         ),
         _rows(con, f"FROM sum_checks(days := {limits.days:d})"),
+        _rows(con, f"FROM moves(days := {limits.days:d}) WHERE difference_wh <> 0"),
     )
 
 

@@ -30,7 +30,7 @@ def health(
     """Silent and stuck meters, each district's daily read rate, clocks that are ahead, use in doubt: as of the last tick.
 
     From the published database, where SQL has the same: FROM silent_meters(hours := 48), stuck_meters, read_rates,
-    clock_drift, doubtful_readings, usage_spikes, unusual_usage, sum_checks; FROM alarms has it all by the usual thresholds.
+    clock_drift, doubtful_readings, usage_spikes, unusual_usage, sum_checks, moves; FROM alarms has all of it.
     """
     from warehouse.audit import open_published
     from warehouse.health import Thresholds, look_at
@@ -79,6 +79,10 @@ def tell(found: Health, limits: Thresholds, target: float, limit: int) -> None:
     show(found.usage_spikes, limit, peak_text)
     print(f"\nsums       {len(found.sum_checks):,} days on which intervals do not come to the register's advance")
     show(found.sum_checks, limit, sum_text)
+    print(
+        f"\nmoves      {len(found.moves):,} on which the registers of who left and who came do not meet, in {limits.days} days"
+    )
+    show(found.moves, limit, move_text)
     print(f"\nread       of each district's meters, day by day; * is below {target:g}%")
     for district in dict.fromkeys(rate["district"] for rate in found.read_rates):
         rates = [rate for rate in found.read_rates if rate["district"] == district]
@@ -116,10 +120,19 @@ def sum_text(meter: dict[str, Any]) -> str:
     return f"{meter['day']}: intervals {sums}"
 
 
+def move_text(move: dict[str, Any]) -> str:
+    """What was billed to nobody, or twice, as a meter passed on."""
+    how = "billed to nobody" if move["difference_wh"] > 0 else "billed twice"
+    return (
+        f"{abs(move['difference_wh']):,} Wh {how}: {move['left_by']} left at {move['closed_wh']:,} on"
+        f" {when(move['closed_at'])}, {move['taken_by']} began at {move['opened_wh']:,}"
+    )
+
+
 def show(meters: list[dict[str, Any]], limit: int, text: Any) -> None:
     """The first meters of a sort, a line each."""
     for meter in meters[:limit]:
-        account = meter["account_id"] or "no open account"
+        account = meter.get("account_id") or meter.get("taken_by") or "no open account"
         print(f"  {meter['meter_id']}  {account}  {meter['district'] or ''}  {text(meter)}".replace("    ", "  "))
     if len(meters) > limit:
         print(f"  and {len(meters) - limit:,} more: --limit, or --json for all")
