@@ -74,6 +74,13 @@ _READING = (
     Column("read_at", "time", "When the register was read."),
     Column("register_wh", "int", "Cumulative register."),
     Column("status", "text", "How it was come by.", True, ("measured", "estimated"), None, "measured"),
+    Column(
+        "interval_wh",
+        "int",
+        "Energy of the interval that ends at read_at, as the meter itself metered it. It moves no money: it is held"
+        " against the registers.",
+        optional=True,
+    ),
     _received(),
     Column(
         "account_id", "text", "The account the directory found; null where no claim reaches back.", True, internal=True

@@ -13,13 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from accounting.records import RECORDS as CONTRACT
-from tests.core_harness import route
 from tests.in_process import ask, call
-from tests.oracle import journal_of
 from tests.random_records import random_records
 from tests.stories import local, microseconds
-from tests.warehouse_homes import ACCOUNT_PARTITIONS, History, history_of, load_and_publish
+from tests.warehouse_homes import history, history_of, load_and_publish, whole
 from warehouse.audit import open_published
 from warehouse.page import DAYS_ON_A_SHEET, render
 from warehouse.statement import Period, UnknownAccountError, make_statement
@@ -29,13 +26,6 @@ CASES = ("adversary-01", "one-rollover", "one-exchange")
 SEEDS = ((7, "all"), (8, "adversary"))
 VOID = {"meta", "link", "br", "rect"}
 NUMBER = re.compile(r"−?\d[\d \u00a0]*[.,]\d{2,3}(?!\d)")
-
-
-def history(path: Path, records: dict) -> History:
-    made = History(path)
-    made.append(route(journal_of(records), ACCOUNT_PARTITIONS))
-    load_and_publish(made.home)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +107,6 @@ RECORDS = {
 }
 
 
-def whole(records: dict) -> dict:
-    """Records with every column of their kind: absent ones have their default."""
-    return {
-        kind: [{c.name: c.default for c in CONTRACT[kind] if not c.internal} | row for row in rows]
-        for kind, rows in records.items()
-    }
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """One customer, told by hand: a month's turn between two readings, an exchange, an estimate that stands."""
@@ -148,7 +130,7 @@ def test_every_word_of_the_table_is_used_and_none_is_missing():
         for path in ("warehouse/page.py", "warehouse/page.html", "warehouse/words.py", "hisob/commands/statement.py")
     )
     of_data = re.compile(
-        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading"
+        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading|refund_due|to_pay"
     )
     for key in read_words():
         said_by_data = of_data.match(key) or key in {"measured", "estimated", "interpolated"}
