@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 MINUTES_A_DAY = 24 * 60
 _SPAN = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)", re.ASCII)
 Span = tuple[int, int]  # minutes of the day, the first and the one after the last
+Block = TypeVar("Block")
 
 
 def parse_hours(text: str | None) -> list[Span]:
@@ -40,6 +42,14 @@ def is_hours(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def by_hours(hours: Sequence[str | None], blocks: Sequence[Block]) -> dict[str | None, tuple[Block, ...]]:
+    """Blocks as lists by the hours they hold in, which are one each; where there are none at all, all hold all day."""
+    found: dict[str | None, tuple[Block, ...]] = {}
+    for text, block in zip(hours or (None,) * len(blocks), blocks, strict=True):
+        found[text] = (*found.get(text, ()), block)
+    return found
 
 
 def gaps_and_overlaps(hours: Iterable[str | None]) -> tuple[list[Span], list[Span]]:

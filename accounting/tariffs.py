@@ -22,7 +22,7 @@ import numpy as np
 from accounting.calendar import US_PER_DAY, US_PER_MINUTE, UTC_OFFSET_US
 from accounting.compiled import compiled, row_type, rule, untracked
 from accounting.exact import INT64_MAX
-from accounting.hours import MINUTES_A_DAY, parse_hours
+from accounting.hours import MINUTES_A_DAY, by_hours, parse_hours
 
 ALWAYS = -(2**62)  # before every moment
 Block = tuple[int | None, int]  # (upper limit in kWh or None, price in tiyin per kWh)
@@ -208,10 +208,7 @@ class TariffVersion:
 
     def lists(self) -> dict[str | None, tuple[Block, ...]]:
         """The blocks that hold in the same hours, by those hours."""
-        found: dict[str | None, tuple[Block, ...]] = {}
-        for hours, block in zip(self.hours or (None,) * len(self.blocks), self.blocks, strict=True):
-            found[hours] = (*found.get(hours, ()), block)
-        return found
+        return by_hours(self.hours, self.blocks)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from accounting.hours import MINUTES_A_DAY, Span, gaps_and_overlaps, parse_hours
+from accounting.hours import MINUTES_A_DAY, Span, by_hours, gaps_and_overlaps, parse_hours
 from hisob.errors import HisobError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 MOST_KWH = 1_000_000_000
 OF_VERSION = frozenset({"bad_version", "no_last_block", "overlapping_hours", "gap_in_hours"})  # faults of no row alone
 Block = tuple[int | None, int]  # (upper limit in kWh or None, price in tiyin per kWh)
-Lists = dict[str | None, tuple[Block, ...]]  # blocks by the hours of the day they hold in; None: all of them
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,9 @@ class Version:
     sources: tuple[str | None, ...] = ()
     hours: tuple[str | None, ...] = ()
 
-    def lists(self) -> Lists:
+    def lists(self) -> dict[str | None, tuple[Block, ...]]:
         """The blocks that hold in the same hours, by those hours."""
-        found: Lists = {}
-        for hours, block in zip(self.hours or (None,) * len(self.blocks), self.blocks, strict=True):
-            found[hours] = (*found.get(hours, ()), block)
-        return found
+        return by_hours(self.hours, self.blocks)
 
 
 @dataclass(frozen=True)
