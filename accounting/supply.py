@@ -32,7 +32,7 @@ from accounting.state import (
     Account,
     Accounts,
 )
-from accounting.tariffs import Book, cost, hold_book, price_range
+from accounting.tariffs import Book, even_cost, falls_by_the_hour, hold_book, price_range
 
 # What is due, as bits
 NOTHING, NOTICE, DISCONNECT, RECONNECT, EXPIRED = 0, 1, 2, 4, 8
@@ -167,7 +167,9 @@ def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
 
     Where the notice is not due soon, the account may use a little more than its pace before anybody looks: SPARE_US of
     use brings depletion forward by no more than that time, times how much dearer a kWh can be now than it will be then
-    (both fall in one month, for `begin_day` looks at all).
+    (both fall in one month, for `begin_day` looks at all). Where prices change with the hour there is no such spare, and a
+    pace holds within one period (the reading that ends it wakes the account): what is used less there leaves cheaper kWh
+    to the periods after it, unless somebody's prices fall with the month's use.
     """
     if s.supply != CONNECTED or s.ordered_off != 0 or due not in (NOTHING, NOTICE):
         return NONE
@@ -183,8 +185,10 @@ def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
     if s.notice_ordinal >= 0 or due == NOTICE:
         s.pace_rate = np.inf  # told already: only the balance is watched
         return FOREVER
-    due_at = s.depletes_at - rules.notice_us
-    spare_us = int(SPARE_US * price_range(book, s.segment, book.schedules[s.schedule].end))
+    due_at, end = s.depletes_at - rules.notice_us, book.schedules[s.schedule].end
+    if falls_by_the_hour(book, s.segment, end):
+        return NONE
+    spare_us = int(SPARE_US * price_range(book, s.segment, end))
     if spare_us > 0 and due_at - spare_us > now:
         s.pace_wh += int(s.pace_rate * SPARE_US)
         due_at -= spare_us
@@ -232,7 +236,7 @@ def give_notice(s: Account, account: int, book: Book, rules: Any, ledger: Ledger
     s.notice_ordinal = ledger.cause[0]
     s.notice_n = ledger.cause[1]
     s.noticed_at = now
-    send_notice(s, account, rules, ledger, now, LOW_CREDIT, cost(book, book.segments[s.segment].price, month_wh))
+    send_notice(s, account, rules, ledger, now, LOW_CREDIT, even_cost(book, s.segment, month_wh))
     if not s.reachable:
         s.gate_at, s.gate = now, NO_PHONE
 

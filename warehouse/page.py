@@ -27,6 +27,7 @@ DAYS_ON_A_SHEET = 34  # more are told by month
 LINES_AT_EASE = 38  # a page of more is set closer, to stay on its sheet
 SHADES = 5
 SHARE_MARKS = {"estimated": "≈", "interpolated": "÷", "measured": " "}  # as words.toml's days_legend explains them
+BlockKey = tuple[int, int | None, int, str | None]
 
 
 def render(page: Statement, language: str) -> str:
@@ -38,6 +39,7 @@ def render(page: Statement, language: str) -> str:
         words=words,
         rows=rows,
         by_months=by_months,
+        by_hours=by_hours(page),
         dense=lines_of(page, [usage for _, usage in rows]) > LINES_AT_EASE,
         chart=chart_of(page, [usage for _, usage in rows]),
         shade=shades(page),
@@ -72,10 +74,15 @@ def rows_of(page: Statement, words: Words, days_shown: int) -> tuple[list[tuple[
     return [(f"{name} {words['estimated_mark']}" if u.basis == "estimated" else name, u) for name, u in rows], by_months
 
 
+def by_hours(page: Statement) -> bool:
+    """Whether prices change with the hour: then a day is told without its blocks, or a month would not lie on a sheet."""
+    return any(b.hours is not None for u in page.blocks for b in u.blocks)
+
+
 def lines_of(page: Statement, usage: list[Usage]) -> int:
     """How many lines the page's tables come to, those side by side counted once."""
     by_block = sum(len(u.blocks) + (len(page.blocks) > 1) for u in page.blocks)
-    days = sum(len(u.days) + (1 if len(u.blocks) == 1 else 1 + len(u.blocks)) for u in usage)
+    days = sum(len(u.days) + (1 if len(u.blocks) == 1 or by_hours(page) else 1 + len(u.blocks)) for u in usage)
     below = sum(len(part) + 2 for part in (page.estimates, page.corrections) if part)
     return len(page.registers) + max(by_block, len(page.credits)) + days // 2 + below
 
@@ -157,15 +164,16 @@ class Chart:
     most_wh: int
 
 
-def shades(page: Statement) -> dict[tuple[int, int | None, int], int]:
-    """The shade of each block of the page: the lowest is the lightest."""
-    blocks = sorted({block_key(b) for u in page.blocks for b in u.blocks}, key=lambda key: (key[0], key[2]))
+def shades(page: Statement) -> dict[BlockKey, int]:
+    """The shade of each block of the page: the lowest, and of several the cheapest, is the lightest."""
+    keys = {block_key(b) for u in page.blocks for b in u.blocks}
+    blocks = sorted(keys, key=lambda key: (key[0], key[2], key[3] or ""))
     return {key: number * (SHADES - 1) // max(len(blocks) - 1, SHADES - 1) for number, key in enumerate(blocks)}
 
 
-def block_key(block: Block) -> tuple[int, int | None, int]:
+def block_key(block: Block) -> BlockKey:
     """What tells a block from others."""
-    return block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh
+    return block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh, block.hours
 
 
 def parts_of(u: Usage, blocks: list[tuple[int, int]]) -> Iterator[tuple[tuple[date, date], int, int, bool]]:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accounting.calendar import US_PER_DAY, US_PER_HOUR, UTC_OFFSET_US
+from accounting.calendar import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, UTC_OFFSET_US
+from accounting.hours import parse_hours
 from accounting.moments import moment_of
 from accounting.records import RECORDS, render_id
 from warehouse.errors import WarehouseError
@@ -40,6 +41,7 @@ Blocks = tuple[tuple[int | None, int], ...]  # (limit in kWh, price in tiyin per
 Details = dict[
     tuple[int, int | None], dict[str, str]
 ]  # by the ordinal of an entry, and its n where only that one is meant
+PriceList = tuple[str | None, Blocks]  # the hours of the day it holds in, None: all
 
 
 class UnknownAccountError(WarehouseError):
@@ -48,13 +50,16 @@ class UnknownAccountError(WarehouseError):
 
 @dataclass(frozen=True)
 class Block:
-    """Usage within one block of a tariff, and what it cost. Its limits, those for the account's families; upto None: none."""
+    """Usage within one block of a tariff, and what it cost. Its limits, those for the account's families; upto None: none.
+    hours: those of the day it holds in, where not in all.
+    """
 
     above_kwh: int
     upto_kwh: int | None
     price_tiyin_per_kwh: int
     usage_wh: int
     amount_tiyin: int
+    hours: str | None = None
 
 
 @dataclass
@@ -345,7 +350,7 @@ class Version:
     effect_at: int
     tariff: str
     families: int = 1
-    blocks: Blocks = ()
+    lists: tuple[PriceList, ...] = ()
 
 
 @dataclass
@@ -357,29 +362,37 @@ class Prices:
 
     def blocks(
         self, at: NDArray[np.int64], ordinal: NDArray[np.int64]
-    ) -> tuple[list[Blocks | None], NDArray[np.int64]]:
+    ) -> tuple[list[PriceList | None], NDArray[np.int64]]:
         """For each moment and arrival the blocks (limit in kWh, price) in force, the limits times the families: those
         there are, and which of them.
 
-        Nothing changes between two changes or two arrivals, so it is found once for each pair of places among them.
+        Nothing changes between two changes, two arrivals and two edges of hours, so it is found once for each place
+        among them.
         """
         versions = [*self.accounts, *self.tariffs]
         moments, arrivals = (sorted({getattr(v, name) for v in versions}) for name in ("effect_at", "ordinal"))
         place = np.searchsorted(moments, at, "right") * (len(arrivals) + 1) + np.searchsorted(
             arrivals, ordinal, "right"
         )
+        edges = sorted({first for t in self.tariffs for hours, _ in t.lists for first, _ in parse_hours(hours)})
+        if len(edges) > 1:
+            place = place * (len(edges) + 1) + np.searchsorted(edges, minute_of(at), "right")
         _, first, which = np.unique(place, return_index=True, return_inverse=True)
         found = [self._blocks(int(at[i]), int(ordinal[i])) for i in first]
         return found, which
 
-    def _blocks(self, at: int, ordinal: int) -> Blocks | None:
+    def _blocks(self, at: int, ordinal: int) -> PriceList | None:
         account = in_force(self.accounts, at, ordinal)
         if account is None:
             return None
         tariff = in_force([t for t in self.tariffs if t.tariff == account.tariff], at, ordinal)
         if tariff is None:
             return None
-        return tuple((None if upto is None else upto * account.families, price) for upto, price in tariff.blocks)
+        for hours, blocks in tariff.lists:
+            if any(first <= minute_of(at) < end for first, end in parse_hours(hours)):
+                limits = (None if upto is None else upto * account.families for upto, _ in blocks)
+                return hours, tuple(zip(limits, (price for _, price in blocks), strict=True))
+        return None
 
 
 def in_force(versions: list[Version], at: int, ordinal: int) -> Version | None:
@@ -403,13 +416,13 @@ def read_prices(con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledger:
     ).fetchall()
     tariffs = con.execute(
         """
-        SELECT min(arrived), epoch_us(effective_on::TIMESTAMP) - $offset, tariff, limits, prices FROM (
-            SELECT tariff, effective_on, max(ordinal) AS arrived,
+        SELECT min(arrived), epoch_us(effective_on::TIMESTAMP) - $offset, tariff, hours, limits, prices FROM (
+            SELECT tariff, effective_on, max(ordinal) AS arrived, list(hours ORDER BY ordinal) AS hours,
                 list(block_upto_kwh ORDER BY ordinal) AS limits, list(price_tiyin_per_kwh ORDER BY ordinal) AS prices
             FROM (SELECT *, ordinal - block AS version FROM journal.tariff WHERE partition = $partition)
             WHERE list_contains($tariffs, tariff)
             GROUP BY tariff, effective_on, version
-        ) GROUP BY tariff, effective_on, limits, prices ORDER BY 1
+        ) GROUP BY tariff, effective_on, hours, limits, prices ORDER BY 1
         """,
         {
             "partition": account["partition"],
@@ -425,10 +438,18 @@ def read_prices(con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledger:
             for o, own, tariff, families in accounts
         ],
         [
-            Version(o, own, settled.effect_of(o, own), tariff, blocks=tuple(zip(limits, prices, strict=True)))
-            for o, own, tariff, limits, prices in tariffs
+            Version(o, own, settled.effect_of(o, own), tariff, lists=price_lists(*columns))
+            for o, own, tariff, *columns in tariffs
         ],
     )
+
+
+def price_lists(hours: list[str | None], limits: list[int | None], prices: list[int]) -> tuple[PriceList, ...]:
+    """The rows of a version as lists of blocks, by the hours they hold in."""
+    found: dict[str | None, Blocks] = {}
+    for held, limit, price in zip(hours, limits, prices, strict=True):
+        found[held] = (*found.get(held, ()), (limit, price))
+    return tuple(found.items())
 
 
 class Settled:
@@ -556,22 +577,24 @@ def gather(first: int, last: int, tariff: str | None, basis: str, runs: list[tup
     for from_wh, to_wh, amount, blocks in runs:
         usage.usage_wh += to_wh - from_wh
         usage.amount_tiyin += amount
-        charged = (replace(b, amount_tiyin=-b.amount_tiyin) for b in split(blocks or (), from_wh, to_wh))
+        hours, of_hours = blocks or (None, ())
+        charged = (replace(b, amount_tiyin=-b.amount_tiyin, hours=hours) for b in split(of_hours, from_wh, to_wh))
         usage.blocks = add_blocks(usage.blocks, charged)
     usage.rest_tiyin = usage.amount_tiyin - sum(block.amount_tiyin for block in usage.blocks)
     return usage
 
 
 def add_blocks(blocks: Iterable[Block], more: Iterable[Block]) -> list[Block]:
-    """Blocks put together, those of the same limits and price into one."""
-    found: dict[tuple[int, int | None, int], Block] = {}
+    """Blocks put together, those of the same hours, limits and price into one."""
+    found: dict[tuple[int, int | None, int, str | None], Block] = {}
     for block in chain(blocks, more):
-        key = block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh
-        old = found.get(key)
-        found[key] = (
-            block if old is None else Block(*key, old.usage_wh + block.usage_wh, old.amount_tiyin + block.amount_tiyin)
-        )
-    return sorted(found.values(), key=lambda block: block.above_kwh)
+        key = block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh, block.hours
+        if (old := found.get(key)) is not None:
+            usage_wh, amount_tiyin = old.usage_wh + block.usage_wh, old.amount_tiyin + block.amount_tiyin
+            found[key] = replace(block, usage_wh=usage_wh, amount_tiyin=amount_tiyin)
+        else:
+            found[key] = block
+    return sorted(found.values(), key=lambda block: (block.hours or "", block.above_kwh))
 
 
 def sum_up(usage: Iterable[Usage], part_of: Callable[[Usage], Any]) -> list[Usage]:
@@ -906,6 +929,11 @@ def moment(us: int) -> datetime:
 def day_of(us: int) -> date:
     """The day in Asia/Tashkent that a moment lies in."""
     return moment(us).date()
+
+
+def minute_of(us: Any) -> Any:
+    """The minute of the day in Asia/Tashkent that a moment lies in, or each of several."""
+    return (us + UTC_OFFSET_US) % US_PER_DAY // US_PER_MINUTE
 
 
 def day_number(day: int) -> date:

@@ -229,7 +229,7 @@ def usage_table(rows: list[tuple[str, Usage]], words: Words) -> Table:
         first = [when, words.kwh(usage.usage_wh), words.soum(usage.amount_tiyin)]
         for b in usage.blocks:
             numbers = words.kwh(b.usage_wh), words.soum(b.price_tiyin_per_kwh), words.soum(b.amount_tiyin)
-            table.add_row(*first, words.limits(b.above_kwh, b.upto_kwh), *numbers)
+            table.add_row(*first, words.limits(b.above_kwh, b.upto_kwh, b.hours), *numbers)
             first = ["", "", ""]
         if usage.rest_tiyin:
             table.add_row(*first, words["not_explained"], "", "", words.soum(usage.rest_tiyin))
