@@ -9,6 +9,7 @@ from pathlib import Path
 from accounting.bill import REASONS
 from connectors.files import check
 from hisob.cli import COMMANDS
+from warehouse import health
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,3 +32,12 @@ def test_every_reason_is_one_line_of_the_table() -> None:
     table = (ROOT / "docs" / "refused.md").read_text()
     named = set(re.findall(r"`(\w+)`", table))
     assert {reason for reason in (*REASONS, *check.REASONS) if reason} <= named
+
+
+def test_every_check_of_the_metering_is_one_line_of_the_table() -> None:
+    """With its thresholds, as the macro has them, and under the name the alarm has."""
+    page = (ROOT / "docs" / "metering.md").read_text()
+    assert [signature for signature in health.MACROS if f"| `{signature}` |" not in page] == []
+    alarms = re.findall(r"SELECT '(\w+)' AS alarm", health.ALARMS)
+    assert [alarm for alarm in alarms if f"| `{alarm}` |" not in page] == []
+    assert len(alarms) == len(health.MACROS)

@@ -1,5 +1,9 @@
 """The energy of an interval that a reading may bring: kept with it wherever it goes, and of no weight in the bill."""
 
+from contextlib import closing
+from datetime import datetime
+
+from streams.arrivals import Arrivals
 from tests.in_process import ask, call
 from tests.warehouse_homes import load_and_publish
 from tests.whole_homes import digest_of, new_home, settle
@@ -42,6 +46,19 @@ def test_it_is_kept_also_where_the_reading_waited_for_its_meter(tmp_path):
     routed_on = "SELECT register_wh, interval_wh FROM readings WHERE first_ordinal IS NOT NULL ORDER BY 1"
     waited = [(300, 300), (500, 201), (600, None)]  # the account arrived at 2:00
     assert [tuple(row.values()) for row in ask(home.path, "query", routed_on)] == waited
+
+
+def test_it_is_kept_where_the_reading_comes_live(tmp_path):
+    home = new_home(tmp_path / "home")
+    ingest(home, tmp_path, account=ACCOUNT)
+    at = datetime.fromisoformat("2025-09-01T03:00:00+05:00")
+    with closing(Arrivals(home, "poll")) as arrivals:
+        readings = [
+            {"meter_id": "MA", "read_at": at, "register_wh": 5, "interval_wh": interval} for interval in (5, None)
+        ]
+        arrivals.take({"reading": readings})
+    publish(home)
+    assert [row["interval_wh"] for row in ask(home.path, "query", ROWS)] == [5, None]
 
 
 def test_it_changes_no_event(tmp_path):

@@ -11,15 +11,9 @@ from warehouse import health, lake, views
 from warehouse.audit import open_published
 from warehouse.errors import WarehouseError
 
-CASE = "plain-4-versions"
+CASE = "one-late"
 LATER = {"reading": "interval_wh", "payment": "channel"}  # as if these had come later
 NO_ALARMS = f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind, _ in health.ALARMS_COLUMNS)} WHERE false"
-
-
-def forget(monkeypatch, name):
-    """As before there was this macro, and the view that is made of all of them."""
-    monkeypatch.setattr(health, "ALARMS", NO_ALARMS)
-    monkeypatch.setattr(health, "MACROS", {k: v for k, v in health.MACROS.items() if not k.startswith(name)})
 
 
 @pytest.fixture
@@ -29,8 +23,17 @@ def older(monkeypatch):
         known = tuple(c for c in records.RECORDS[kind] if c.name != column)
         monkeypatch.setitem(records.RECORDS, kind, known)
         monkeypatch.setitem(records.RECORD_SCHEMAS, kind, records.schema_of(known))
-    forget(monkeypatch, "sum_checks")
+    monkeypatch.setattr(health, "ALARMS", NO_ALARMS)
+    monkeypatch.setattr(health, "MACROS", {k: v for k, v in health.MACROS.items() if not k.startswith("sum_checks")})
     return monkeypatch.undo
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home that is loaded and published; each test leaves it so."""
+    home = history_of(tmp_path_factory.mktemp("home") / "home", CASE).home
+    load_and_publish(home)
+    return home
 
 
 def rows(home, sql):
@@ -56,53 +59,44 @@ def test_columns_added_since_are_null_in_what_was_loaded_before_and_there_in_wha
     assert rows(history.home, "SELECT channel FROM payments LIMIT 1") is not None
 
 
-def test_files_of_before_and_after_are_merged_into_one_with_all_columns(tmp_path, older):
-    history, parts = History(tmp_path / "home"), in_parts(CASE, 6)
+def test_files_of_before_and_after_are_merged_into_one_with_all_columns(tmp_path, older, home):
+    history, parts = History(tmp_path / "home"), in_parts(CASE, 4)
     with patch.object(lake, "MERGE_FILES", 2):
         for number, part in enumerate(parts):
-            if number == 3:
+            if number == 2:
                 older()
             history.append(part)
             load_and_publish(history.home)
-    whole = history_of(tmp_path / "whole", CASE).home
-    load_and_publish(whole)
     with duckdb.connect(str(history.home.warehouse), read_only=True) as con:
         assert con.execute(
             "SELECT count(*) FROM load.files WHERE retired_at IS NOT NULL AND kind = 'reading'"
         ).fetchone() > (0,)
     sql = "SELECT account_id, read_at, register_wh, interval_wh FROM readings ORDER BY ALL"
-    assert rows(history.home, sql) == rows(whole, sql)
+    assert rows(history.home, sql) == rows(home, sql)
 
 
-def test_a_load_with_nothing_to_take_in_makes_the_views_anew_where_their_definitions_changed(tmp_path, monkeypatch):
-    home = history_of(tmp_path / "home", CASE).home
-    with monkeypatch.context() as old:
-        forget(old, "silent_meters")
-        load_and_publish(home)
+@pytest.mark.parametrize(
+    "before",
+    ["UPDATE load.definitions SET digest = 'others'", "DROP TABLE load.definitions; DROP TABLE load.added_columns"],
+    ids=["other definitions", "none noted yet"],
+)
+def test_a_load_with_nothing_to_take_in_makes_the_views_anew_where_their_definitions_changed(home, before):
+    for path in (home.warehouse, home.published):
+        with duckdb.connect(str(path)) as con:
+            con.execute(f"{before}; DROP VIEW alarms; DROP MACRO TABLE silent_meters")
     with open_published(home) as con, pytest.raises(WarehouseError, match="hisob load"):
         health.look_at(con, health.Thresholds())
     assert load_and_publish(home).records == 0
     with open_published(home) as con:
         assert health.look_at(con, health.Thresholds()).meters > 0
+        assert con.execute("SELECT count(*) FROM alarms").fetchone() is not None
 
 
-def test_a_load_with_nothing_to_take_in_leaves_views_that_have_not_changed(tmp_path, monkeypatch):
-    home = history_of(tmp_path / "home", CASE).home
-    load_and_publish(home)
+def test_a_load_with_nothing_to_take_in_leaves_views_that_have_not_changed(home, monkeypatch):
     published = home.published.stat().st_ino
     monkeypatch.setattr("warehouse.load.make_views", None)
     load_and_publish(home)
     assert home.published.stat().st_ino == published
-
-
-def test_a_database_from_before_definitions_were_noted_is_made_anew_too(tmp_path):
-    home = history_of(tmp_path / "home", CASE).home
-    load_and_publish(home)
-    for path in (home.warehouse, home.published):
-        with duckdb.connect(str(path)) as con:
-            con.execute("DROP TABLE load.definitions; DROP TABLE load.added_columns; DROP MACRO TABLE silent_meters")
-    load_and_publish(home)
-    assert rows(home, "SELECT count(*) FROM silent_meters()")
 
 
 def test_the_definitions_have_one_name_wherever_the_home_lies():

@@ -301,7 +301,7 @@ MACROS = {
     ),
 }
 
-ALARMS = """
+ALARMS = f"""
     SELECT 'silent' AS alarm, district, account_id, meter_id, last_read_at AS at, silent_hours || ' hours' AS detail
     FROM silent_meters()
     UNION ALL BY NAME
@@ -325,7 +325,7 @@ ALARMS = """
            'intervals ' || intervals_wh || ' Wh, register ' || register_advance_wh || ' Wh on ' || day AS detail
     FROM sum_checks()
     UNION ALL BY NAME
-    SELECT 'unusual_usage' AS alarm, district, account_id, meter_id,
+    SELECT 'unusual_usage' AS alarm, district, account_id, meter_id, {TODAY}::TIMESTAMP AT TIME ZONE 'Asia/Tashkent' AS at,
            usage_wh_per_day || ' Wh a day, usually ' || usual_wh_per_day || ' Wh' AS detail
     FROM unusual_usage()
     UNION ALL BY NAME
