@@ -112,8 +112,11 @@ def test_init_makes_a_home_that_holds_the_tariffs_and_policies_in_every_partitio
     assert prices["household", "2025-05-01", 200] == 60_000
     assert prices["household_stove", "2025-05-01", None] == 100_000
     assert prices["commercial", "2025-05-01", None] == 100_000
-    assert [t["block"] for t in tariffs if str(t["effective_on"]) == "2024-05-01"] == [0, 1, 2, 3, 4] * 2 + [0, 0]
-    assert all(t["source"] and (t["block_upto_kwh"] is None) == (t["block"] == t["blocks"] - 1) for t in tariffs)
+    numbers = [t["block"] for t in tariffs if str(t["effective_on"]) == "2024-05-01"]
+    assert numbers == [0, 1, 2, 3, 4] * 2 + [0] + [0, 1, 2] + [0]  # commercial, by the hour, state-funded
+    assert all(t["source"] for t in tariffs)
+    plain = [t for t in tariffs if t["hours"] is None]
+    assert all((t["block_upto_kwh"] is None) == (t["block"] == t["blocks"] - 1) for t in plain)
     policies = unpack("policy", body.batches["policy"]).to_pylist()
     assert [p["kind"] for p in policies] == ["disconnect_window", "quiet_hours", "threshold"]
     assert json.loads(policies[1]["value"]) == {"from": "20:00", "to": "09:00"}
