@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hisob.by_hand import journal_of
@@ -19,7 +19,7 @@ from hisob.errors import HisobError
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from connectors.home import Home
     from hisob.settings import Settings
@@ -150,6 +150,32 @@ def post(home: Home, postings: Sequence[Posting], author: str, at: dt.datetime |
                 for posting in postings[first : first + AT_ONCE]
             ]
             arrivals.take({"adjustment": rows})
+
+
+def carry_out(
+    home: Home,
+    settings: Settings,
+    work_out: Callable[[], Outcome],
+    author: str,
+    *,
+    dry_run: bool,
+    first: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Bring the picture up to date, work out what is due, post it, and see it settled and published.
+
+    first: what is journalled before (True: something was). With dry_run what is published is looked at as it is.
+    """
+    if dry_run:
+        return work_out()
+    with alone(home):
+        bring_up_to_date(home, settings)
+        if first():
+            bring_up_to_date(home, settings)
+        found = work_out()
+        if found.postings:
+            post(home, found.postings, author, found.as_of)
+            bring_up_to_date(home, settings)
+    return replace(found, posted=True)
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hisob.by_hand import journal_of
 from hisob.errors import HisobError
-from hisob.rerating import Outcome, Posting, alone, because, bring_up_to_date, kwh, post
+from hisob.rerating import Outcome, Posting, because, carry_out, kwh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -64,21 +64,25 @@ def correct(
     home: Home, settings: Settings, right: Sequence[Version], *, author: str, reason: str | None, dry_run: bool
 ) -> Outcome:
     """Put these tariffs right. With dry_run nothing is journalled: it is worked out from what is published."""
+    return carry_out(
+        home,
+        settings,
+        lambda: work_out(home, right, reason),
+        author,
+        dry_run=dry_run,
+        first=lambda: journal_missing(home, right),
+    )
+
+
+def journal_missing(home: Home, right: Sequence[Version]) -> bool:
+    """Journal those that are not in force yet; whether there were any."""
     from warehouse.rerate import open_overlay, read_versions
 
-    if dry_run:
-        return work_out(home, right, reason)
-    with alone(home):
-        bring_up_to_date(home, settings)
-        with open_overlay(home) as con:
-            missing = missing_versions(read_versions(con), right)
-        if missing:
-            journal_versions(home, missing)
-            bring_up_to_date(home, settings)
-        found = work_out(home, right, reason)
-        post(home, found.postings, author, found.as_of)
-        bring_up_to_date(home, settings)
-    return Outcome(found.as_of, found.accounts, found.postings, posted=True)
+    with open_overlay(home) as con:
+        missing = missing_versions(read_versions(con), right)
+    if missing:
+        journal_versions(home, missing)
+    return bool(missing)
 
 
 def missing_versions(known: Sequence[Version], right: Iterable[Version]) -> list[Version]:
@@ -114,6 +118,7 @@ def journal_versions(home: Home, versions: Iterable[Version]) -> None:
 
 def work_out(home: Home, right: Sequence[Version], reason: str | None) -> Outcome:
     """What has to be posted, by what is published."""
+    from warehouse.changes import put_accounts_right
     from warehouse.rerate import TARIFF, accounts_on, last_tick, open_overlay, put_tariffs_right, rerate
 
     what = f"{TARIFF}:{'+'.join(sorted(version.digest for version in right))}"
@@ -122,6 +127,7 @@ def work_out(home: Home, right: Sequence[Version], reason: str | None) -> Outcom
     with open_overlay(home) as con:
         put_tariffs_right(con, as_journalled(con, right))
         accounts = accounts_on(con, {version.tariff for version in right})
+        put_accounts_right(con, accounts)
         rerated = rerate(con, accounts, what, since)
         tariffs = tariffs_of(con)
         as_of = last_tick(con)

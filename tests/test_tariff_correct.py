@@ -149,15 +149,15 @@ def die(*_):
 
 def correct_and_die(home, file, where):
     """Correct, and be killed at this function: before it, or (with a +) right after what it does."""
-    from hisob import tariff_correction
+    from hisob import rerating
 
-    work = getattr(tariff_correction, where.strip("+"))
+    work = getattr(rerating, where.strip("+"))
 
     def then_die(*arguments):
         work(*arguments)
         die()
 
-    with patch(f"hisob.tariff_correction.{where.strip('+')}", then_die if where.endswith("+") else die):
+    with patch(f"hisob.rerating.{where.strip('+')}", then_die if where.endswith("+") else die):
         call(home.path, "tariff", "correct", file)
 
 

@@ -282,7 +282,7 @@ COMPARED = f"""
     WITH ledger AS (
         SELECT a, -sum(amount_tiyin)::BIGINT AS tiyin FROM entry WHERE kind IN ('usage', 'correction') GROUP BY a
     ), expected_charge AS (
-        SELECT a, CASE WHEN count_if(amount_tiyin IS NULL) = 0 THEN -sum(amount_tiyin)::BIGINT END AS tiyin
+        SELECT a, -sum(amount_tiyin)::BIGINT AS tiyin
         FROM (SELECT a, kind, amount_tiyin FROM plain UNION ALL SELECT a, kind, amount_tiyin FROM other)
         WHERE kind IN ('usage', 'correction') GROUP BY a
     ), posted AS (
@@ -298,7 +298,9 @@ COMPARED = f"""
             THEN total_wh - usage_wh + register_there(usage_wh, getvariable('since') - from_at, at_us - from_at) END), 0) AS wh
         FROM register GROUP BY a
     )
-    SELECT w.account_id, coalesce(l.tiyin, 0), b.charge_tiyin, coalesce(x.tiyin, 0), coalesce(p.tiyin, 0),
+    SELECT w.account_id, coalesce(l.tiyin, 0),
+        CASE WHEN w.a NOT IN (SELECT a FROM onto_end WHERE usage_wh IS NULL) THEN b.charge_tiyin END,  -- no register went back
+        coalesce(x.tiyin, 0), coalesce(p.tiyin, 0),
         coalesce(p.times, 0), coalesce(u.wh, 0)
     FROM who w JOIN bill b USING (a) LEFT JOIN ledger l USING (a) LEFT JOIN expected_charge x USING (a)
     LEFT JOIN posted p USING (a) LEFT JOIN used u USING (a)
