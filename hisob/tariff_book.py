@@ -4,7 +4,8 @@ The book is that of a home's journal, or, where there is no home, the one we shi
 versions dated up to it, the one with the latest date; of the same date, the last to arrive ("The bill, exactly"). Costs
 are those of the bill: `accounting.tariffs.cost`, block limits times the families, one floor at the end.
 
-Not here: prices by the time of day, and the old price for energy prepaid before a rise. The rules do not have them yet.
+Not here: prices by the time of day. The rules do not have them yet. The old price for energy prepaid before a rise is posted
+beside the rules (`warehouse.old_price`).
 """
 
 from __future__ import annotations

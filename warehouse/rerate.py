@@ -255,18 +255,10 @@ def rerate(
 
     Raises RerateError where the registers of an account come to no bill, or to another one by another way.
     """
-    con.execute("DELETE FROM concerned")
-    con.register("given", pa.table({"account_id": pa.array(accounts, pa.string())}))
-    con.execute("INSERT INTO concerned FROM given")
-    con.unregister("given")
     con.execute("SET VARIABLE what = ?", [f"{what}:"])
     con.execute("SET VARIABLE since = epoch_us(?::TIMESTAMPTZ)", [since])
     found: list[Rerated] = []
-    for first, last in parts(con, None, part_entries):
-        con.execute("SET VARIABLE first_account = ?", [first])
-        con.execute("SET VARIABLE last_account = ?", [last])
-        for script in bill():
-            con.execute(script)
+    for _ in run_parts(con, accounts, part_entries):
         for account, charged, right, otherwise, *rest in con.execute(COMPARED).fetchall():
             if right is None or right != otherwise:
                 raise RerateError(
@@ -276,6 +268,22 @@ def rerate(
                 )
             found.append(Rerated(account, charged, right, *rest))
     return found
+
+
+def run_parts(
+    con: duckdb.DuckDBPyConnection, accounts: Sequence[str], part_entries: int = PART_ENTRIES
+) -> Iterator[None]:
+    """Run the auditor's scripts over the overlay for these accounts, part by part: its tables are those of the part."""
+    con.execute("DELETE FROM concerned")
+    con.register("given", pa.table({"account_id": pa.array(accounts, pa.string())}))
+    con.execute("INSERT INTO concerned FROM given")
+    con.unregister("given")
+    for first, last in parts(con, None, part_entries):
+        con.execute("SET VARIABLE first_account = ?", [first])
+        con.execute("SET VARIABLE last_account = ?", [last])
+        for script in bill():
+            con.execute(script)
+        yield
 
 
 COMPARED = f"""

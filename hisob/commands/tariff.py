@@ -152,6 +152,31 @@ def correct_tariff(
     tell(outcome, as_json=as_json, dry_run=dry_run, warnings=told)
 
 
+@tariff.command("old-price")
+def post_old_price(
+    context: typer.Context, dry_run: DryRun = False, author: Author = None, as_json: AsJson = False
+) -> None:
+    """Credit what energy prepaid before a price rise costs more by the new prices: in advance, and settled at the end.
+
+    Only where the home has the right (old_price_months in hisob.toml); then a flow does it every night.
+    """
+    from hisob.by_hand import author_or_login
+    from hisob.errors import HisobError
+    from hisob.old_price import work_out
+    from hisob.rerating import carry_out, tell
+
+    home, settings = home_of(context)
+    if not settings.old_price_months:
+        raise HisobError(
+            f"This home has no right to old prices: old_price_months is 0. Where there is one, set it in {home.settings}.",
+            exit_code=2,
+        )
+    outcome = carry_out(
+        home, settings, lambda: work_out(home, settings.old_price_months), author_or_login(author), dry_run=dry_run
+    )
+    tell(outcome, as_json=as_json, dry_run=dry_run)
+
+
 # ---- which book, and what was asked ----------------------------------------------------------------------------------
 
 
