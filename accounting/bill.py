@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, month_of, month_start
-from accounting.compiled import compiled, row_type, rule, untracked
+from accounting.compiled import compiled, loop, row_type, rule, untracked
 from accounting.exact import beyond_power, multiply_divide
 from accounting.ledger import (
     CORRECTION,
@@ -33,7 +33,7 @@ from accounting.ledger import (
     post,
 )
 from accounting.state import ABSENT, ARRIVED, NONE, STARTED, Account, Accounts
-from accounting.tariffs import Book, cost, hold_book, segment_at
+from accounting.tariffs import Book, cost, hold_book, most_pieces, next_boundary, next_edge, price_at, segment_at
 
 # Reasons of refusal, numbered; docs/refused.md has one line for each.
 REASONS = (
@@ -136,16 +136,13 @@ def price_step(
     month_end = month_start(month_of(from_at) + 1)
     end = book.schedules[s.schedule].end
     while True:
-        change = segment + 1
-        while change < end and not book.segments[change].cut:
-            change += 1
-        boundary = month_end if change >= end else min(month_end, book.segments[change].from_at)
+        boundary = min(month_end, next_boundary(book, s.schedule, segment, at))
         cut = boundary <= to_at
         if not cut and at == to_at:
             break
         until = boundary if cut else to_at
         upto = multiply_divide(usage_wh, boundary - from_at, to_at - from_at) if cut else usage_wh
-        piece, price = upto - done, book.segments[segment].price
+        piece, price = upto - done, price_at(book, segment, at)
         amount = cost(book, price, month_wh + piece) - cost(book, price, month_wh)
         reached = (from_wh + upto) % s.modulus_wh
         if posting:
@@ -169,7 +166,7 @@ def price_step(
 @compiled
 def set_next_change(s: Account, book: Book) -> None:
     """Work out the moment before which a step from the last measured register is a single piece."""
-    change = month_start(month_of(s.last_at) + 1)
+    change = min(month_start(month_of(s.last_at) + 1), next_edge(book, s.segment, s.last_at))
     if s.segment + 1 < book.schedules[s.schedule].end:
         change = min(change, book.segments[s.segment + 1].from_at)
     s.next_change_at = change
@@ -192,7 +189,7 @@ def settle_one_piece(
     s: Account, account: int, book: Book, ledger: Ledger, at: int, register_wh: int, usage_wh: int
 ) -> None:
     """The commonest step: from the last measured register to one before the next boundary."""
-    price = book.segments[s.segment].price
+    price = price_at(book, s.segment, s.last_at)
     amount = cost(book, price, s.month_wh + usage_wh) - cost(book, price, s.month_wh)
     s.month_wh += usage_wh
     s.usage_wh += usage_wh
@@ -313,7 +310,7 @@ def recharge_since_gap(s: Account, book: Book, marks: Any, month_wh: int, shift_
 
     month_wh: the month's use at the gap's end, before the shift. Walks the marks from the newest back.
     """
-    more, upto_wh, price, mark = 0, s.month_wh, book.segments[s.segment].price, s.mark
+    more, upto_wh, price, mark = 0, s.month_wh, price_at(book, s.segment, s.last_at), s.mark
     while True:
         from_wh = marks[mark].month_wh if mark >= 0 else month_wh
         more += cost(book, price, upto_wh + shift_wh) - cost(book, price, from_wh + shift_wh)
@@ -541,7 +538,7 @@ def keeps_pace(s: Account) -> bool:
     return s.balance_tiyin >= s.watch_tiyin and s.usage_wh - s.pace_wh <= s.pace_rate * (s.last_at - s.pace_at)
 
 
-@compiled
+@loop
 def settle_readings(
     accounts: Accounts,
     wake_at: NDArray[np.int64],
@@ -595,8 +592,7 @@ def room_for(s: Account, book: Book, at: int) -> int:
     if s.phase != STARTED:
         return 4
     newest = max(at, s.estimate_at, s.held_at)
-    months = month_of(newest) - month_of(min(s.last_at, at)) + 1
-    return 16 + 4 * (months + book.schedules[s.schedule].end - book.schedules[s.schedule].first)
+    return 16 + 4 * most_pieces(book, s.schedule, min(s.last_at, at), newest)
 
 
 @compiled

@@ -24,6 +24,7 @@ def row_type(fields: list[tuple[str, str]]) -> np.dtype[Any]:
 
 
 compiled = njit(cache=True)
+loop = njit(cache=True, nogil=True)  # over many rows: meanwhile another thread may go on
 rule = njit(cache=True, inline="always")
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when Numba reads the environment

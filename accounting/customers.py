@@ -20,16 +20,18 @@ from accounting.bill import (
 from accounting.calendar import QUARTER_US, day_start
 from accounting.compiled import compiled
 from accounting.decisions import review, review_after_credit, set_supply, write_notices
+from accounting.incidents import report_incidents
 from accounting.ledger import NO_BASIS, OPENING, post
 from accounting.partition import Partition, Record, digest, reason_text
 from accounting.payments import apply_waiting, is_credit
 from accounting.policies import Place
-from accounting.readings import report_incidents
 from accounting.records import RECORDS, SUPPLY_STATES
 from accounting.state import ABSENT, ARRIVED, CONNECTED, NONE, STARTED, UNKNOWN, Account, Accounts, new_accounts
-from accounting.tariffs import ALWAYS, AccountVersion, History, TariffVersion, segment_at
+from accounting.tariffs import ALWAYS, AccountVersion, History, TariffVersion, most_pieces, price_at, segment_at
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from accounting.tariffs import Book
 
 MOST_POWER_W = 2**60
@@ -70,7 +72,7 @@ def apply_account(p: Partition, given: Record) -> None:
         change_prices(p, i, record)
     if record["closed_at"] is not None:
         close_account(p, i, record)
-    report_incidents(p, incidents, None)
+    report_incidents(p, incidents)
     now = p.moment_of("account", record)
     if _release_waiting(p, i):
         review_after_credit(p, i, now)
@@ -171,7 +173,7 @@ def adopt_schedule(p: Partition, i: int, schedule: int) -> None:
     if s.phase != STARTED:
         s.schedule = schedule
         return
-    before = int(p.book.arrays().segments[s.segment].price)
+    before = int(price_at(p.book.arrays(), s.segment, s.last_at))
     s.schedule = schedule
     book = p.book.arrays()
     s.segment = segment_at(book, schedule, s.last_at)
@@ -181,11 +183,10 @@ def adopt_schedule(p: Partition, i: int, schedule: int) -> None:
 
 def _after_adopting(p: Partition, i: int, price_before: int) -> None:
     s, book = p.accounts[i], p.book.arrays()
-    if s.gap_to_at != NONE and book.segments[s.segment].price != price_before:
+    if s.gap_to_at != NONE and price_at(book, s.segment, s.last_at) != price_before:
         s.mark = p.add_mark(int(s.mark), price_before, int(s.month_wh))
     if s.estimate_at != NONE:
-        span = (s.estimate_at - s.last_at) // (27 * 86_400_000_000)
-        p.reserve(64 + 2 * int(span))
+        p.reserve(64 + 2 * int(most_pieces(book, s.schedule, s.last_at, s.estimate_at)))
         reprice_estimate(s, i, book, p.ledger)
 
 
@@ -202,7 +203,7 @@ def close_account(p: Partition, i: int, record: Record) -> None:
 def _settle_read(p: Partition, i: int, at: int, register_wh: int) -> None:
     s = p.accounts[i]
     if s.last_at != NONE:
-        p.reserve(128 + 4 * int((at - s.last_at) // (27 * 86_400_000_000)))
+        p.reserve(128 + 4 * int(most_pieces(p.book.arrays(), s.schedule, s.last_at, at)))
     settle_read_by_person(s, i, p.book.arrays(), p.ledger, at, register_wh)
 
 
@@ -237,7 +238,7 @@ def apply_exchange(p: Partition, given: Record) -> None:
     incidents = int(p.ledger.size[1])
     at = record["exchanged_at"]
     _settle_read(p, i, at, record["old_register_wh"])
-    report_incidents(p, incidents, None)
+    report_incidents(p, incidents)
     s = p.accounts[i]
     s.last_at, s.last_wh = at, record["new_register_wh"]
     if record["register_modulus_wh"] is not None:
@@ -291,8 +292,10 @@ def apply_tariff(p: Partition, record: Record) -> None:
         return
     rows, p.tariff_rows = p.tariff_rows, []
     blocks = tuple((r["block_upto_kwh"], r["price_tiyin_per_kwh"]) for r in rows)
-    sources = tuple(r.get("source") for r in rows)
-    version = TariffVersion(record["tariff"], int(day_start(record["effective_on"])), blocks, sources)
+    sources, hours = (tuple(r.get(name) for r in rows) for name in ("source", "hours"))
+    has_hours = any(text is not None for text in hours)
+    effective_at = int(day_start(record["effective_on"]))
+    version = TariffVersion(record["tariff"], effective_at, blocks, sources, hours if has_hours else ())
     before = p.book.arrays()
     histories = p.book.histories
     number = p.book.add(version)
@@ -315,9 +318,7 @@ def _adopt_tariff(p: Partition, number: int, effective_at: int, before: Book, hi
     started = rows["phase"] == STARTED
     effect = np.where(started & (rows["last_at"] > effective_at), rows["last_at"], NONE)
     pairs, code = np.unique(np.stack([rows["schedule"].astype(np.int64), effect], 1), axis=0, return_inverse=True)
-    prices = (
-        before.segments["price"][np.where(started, rows["segment"], 0)] if before.segments.size else np.zeros(len(rows))
-    )
+    prices = _prices_in_force(p.accounts, p.count, before)[1:]
     p.book.forget_schedules()
     numbers = []
     for schedule, at in pairs.tolist():
@@ -327,13 +328,20 @@ def _adopt_tariff(p: Partition, number: int, effective_at: int, before: Book, hi
     rows["schedule"] = np.array(numbers, np.int32)[code.reshape(-1)]
     book = p.book.arrays()
     _place_in_schedules(p.accounts, p.count, book)
-    changed = (
-        started
-        & (prices != book.segments["price"][np.where(started, rows["segment"], 0)])
-        & (rows["gap_to_at"] != NONE)
-    )
+    changed = started & (prices != _prices_in_force(p.accounts, p.count, book)[1:]) & (rows["gap_to_at"] != NONE)
     for k in np.flatnonzero(changed | (rows["estimate_at"] != NONE)).tolist():
         _after_adopting(p, k + 1, int(prices[k]))
+
+
+@compiled
+def _prices_in_force(accounts: Accounts, count: int, book: Book) -> NDArray[np.int64]:
+    """The price at each account's last measured register; −1 where it has not started."""
+    found = np.full(count, -1, np.int64)
+    for i in range(1, count):
+        s = accounts[i]
+        if s.phase == STARTED:
+            found[i] = price_at(book, s.segment, s.last_at)
+    return found
 
 
 @compiled

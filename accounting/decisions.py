@@ -14,10 +14,9 @@ import numpy as np
 
 from accounting.calendar import US_PER_DAY
 from accounting.forecast import forecast_depletion, write_forecast
-from accounting.notices import notice_text
 from accounting.partition import Partition, Record, record_text, time_text
 from accounting.policies import Place, Policy, check_policy
-from accounting.records import NOTICE_KINDS, ORDER_CAUSES, SUPPLY_STATES, parse_id
+from accounting.records import ORDER_CAUSES, SUPPLY_STATES, parse_id
 from accounting.state import (
     ABSENT,
     CONNECTED,
@@ -110,16 +109,11 @@ def remember_notices(p: Partition, first: int) -> None:
 
 
 def write_notices(p: Partition) -> None:
-    """Make the ledger's notices into events, in the language and to the phone that the accounts have now."""
-    rows = p.ledger.notices[: p.ledger.size[3]].tolist()
+    """Take the ledger's notices out of it, for the phone and in the language that the accounts have now."""
+    for notice in p.ledger.notices[: p.ledger.size[3]].tolist():
+        i = notice[2]
+        p.notices.append((notice, p.ids[i], p.phones[i], p.languages[i]))
     p.ledger.size[3] = 0
-    for o, n, i, kind, at, send_after, balance, pay, depletes_at, episode in rows:
-        language, name = p.languages[i] or "uz-Latn", NOTICE_KINDS[kind]
-        depletes = None if depletes_at == FOREVER else depletes_at
-        text = notice_text(name, language, p.ids[i], balance, depletes, pay)
-        p.events.setdefault("notice", []).append(
-            (o, n, p.ids[i], at, send_after, name, p.phones[i], language, text, depletes, episode)
-        )
 
 
 def tell(p: Partition, i: int, kind: int, now: int, pay_tiyin: int) -> None:

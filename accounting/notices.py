@@ -6,8 +6,11 @@ Uzbek Latin is written with U+0027 for oʻ, gʻ and ʼ, so that it stays within 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from accounting.calendar import UTC_OFFSET_US
+from accounting.records import NOTICE_KINDS
+from accounting.state import FOREVER
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  a wall clock's, the offset is added by hand
 
@@ -28,6 +31,19 @@ TEXTS = {
         "ru": "{account}: электричество подключено. Баланс {balance} сум.",
     },
 }
+
+
+# A row of NOTICE (accounting.ledger), and of its account the id, the phone and the language.
+Told = tuple[tuple[int, ...], str, str | None, str | None]
+
+
+def notice_event(told: Told) -> tuple[Any, ...]:
+    """The event of a notice: its columns."""
+    (o, n, _, kind, at, send_after, balance, pay, depletes_at, episode), account_id, phone, language = told
+    name, language = NOTICE_KINDS[kind], language or "uz-Latn"
+    depletes = None if depletes_at == FOREVER else depletes_at
+    text = notice_text(name, language, account_id, balance, depletes, pay)
+    return o, n, account_id, at, send_after, name, phone, language, text, depletes, episode
 
 
 def soum(tiyin: int) -> str:

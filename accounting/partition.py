@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from accounting.bill import MARK, REASONS
 from accounting.calendar import QUARTER_US
 from accounting.ledger import Ledger, make_room, new_ledger, take_count
 from accounting.moments import EPOCH, moment_of
+from accounting.notices import Told
 from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
 from accounting.records import OWN_TIME, RECORDS
 from accounting.state import FOREVER, NONE, new_accounts
@@ -33,9 +36,13 @@ CONTENT = {
 }
 
 
+@lru_cache(1 << 16)  # what arrives together is mostly of few moments
 def time_text(at: int) -> str:
     """A moment as ISO 8601 in UTC."""
     return moment_of(at).isoformat()
+
+
+as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def date_text(day: int) -> str:
@@ -51,7 +58,7 @@ def record_text(kind: str, record: Record) -> str:
         if value is None or c.internal:
             continue
         columns[c.name] = time_text(value) if c.type == "time" else date_text(value) if c.type == "date" else value
-    return json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
+    return as_json(columns)
 
 
 def digest(kind: str, record: Record) -> str:
@@ -60,15 +67,51 @@ def digest(kind: str, record: Record) -> str:
     return blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
-@dataclass
+@dataclass(slots=True)
 class Payment:
-    """What is remembered of a payment or adjustment for 400 days from its own time."""
+    """What is remembered of a payment or adjustment for 400 days from its own time: its content, `received_at` aside."""
 
     at: int
-    content: str  # its digest, `received_at` aside
     amount_tiyin: int
+    by: str | None  # channel or author
+    of: str | None  # the payment that it reverses, or a reason
     is_reversal: bool
     reversed: bool = False
+
+    @property
+    def content(self) -> tuple[int, int, str | None, str | None]:
+        """What the same payment has in common with this one; another with its id has not."""
+        return self.at, self.amount_tiyin, self.by, self.of
+
+
+class Texts:
+    """A text or none for each account. Restored ones stay an Arrow column until one is asked for: most never are."""
+
+    def __init__(self, column: pa.Array | None = None) -> None:
+        """As restored, or with a text for nobody alone."""
+        self._column = column
+        self._values: list[str | None] = [None]
+
+    def __getitem__(self, i: int) -> str | None:
+        """That of account `i`."""
+        return self._listed()[i]
+
+    def __setitem__(self, i: int, text: str | None) -> None:
+        """Another one for account `i`."""
+        self._listed()[i] = text
+
+    def append(self, text: str | None) -> None:
+        """One more, for a new account."""
+        self._listed().append(text)
+
+    def column(self) -> pa.Array:
+        """All of them."""
+        return pa.array(self._values, pa.string()) if self._column is None else self._column
+
+    def _listed(self) -> list[str | None]:
+        if self._column is not None:
+            self._values, self._column = self._column.to_pylist(), None
+        return self._values
 
 
 @dataclass
@@ -83,8 +126,8 @@ class Partition:
     ids: list[str] = field(default_factory=lambda: [""])
     index: dict[str, int] = field(default_factory=dict)
     meters: dict[str, int] = field(default_factory=dict)
-    phones: list[str | None] = field(default_factory=lambda: [None])
-    languages: list[str | None] = field(default_factory=lambda: [None])
+    phones: Texts = field(default_factory=Texts)
+    languages: Texts = field(default_factory=Texts)
     taken: dict[int, set[str]] = field(default_factory=dict)  # digests of versions and exchanges taken, by account
     book: TariffBook = field(default_factory=TariffBook)
     tariff_rows: list[Record] = field(default_factory=list)  # of a tariff version still arriving
@@ -110,6 +153,11 @@ class Partition:
         """Make what is derived or only lives for a batch."""
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
+        self.notices: list[Told] = []
+        self.incidents: list[Any] = []  # of accounting.incidents
+        self.held_now: dict[
+            tuple[int, int], None
+        ] = {}  # readings held by this body, not remembered with their text yet
         self.rules = np.zeros(0, RULES)
         self.rules_by_class: list[Rules] = []
         self.class_of: dict[tuple[bool, ...], int] = {}  # of places, by the scoped policies that cover them
@@ -228,11 +276,12 @@ class Partition:
     def reserve(self, entries: int, incidents: int = 16, forecasts: int = 8, notices: int = 8) -> None:
         """Make sure the ledger has room for so many more."""
         ledger = self.ledger
+        size = ledger.size.tolist()
         if (
-            ledger.size[0] + entries > ledger.entries.size
-            or ledger.size[1] + incidents > ledger.incidents.size
-            or ledger.size[2] + forecasts > ledger.forecasts.size
-            or ledger.size[3] + notices > ledger.notices.size
+            size[0] + entries > len(ledger.entries)
+            or size[1] + incidents > len(ledger.incidents)
+            or size[2] + forecasts > len(ledger.forecasts)
+            or size[3] + notices > len(ledger.notices)
         ):
             self.ledger = make_room(ledger, entries, incidents, forecasts, notices)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from accounting.decisions import SAFETY, carry_out
 from accounting.ledger import ADJUSTMENT, PAYMENT, REVERSAL
-from accounting.partition import REMEMBERED_US, Partition, Payment, Record, digest
+from accounting.partition import REMEMBERED_US, Partition, Payment, Record
 from accounting.records import OWN_TIME
 from accounting.state import NONE
 from accounting.supply import post_payment, settle_payment
 
 ID = {"payment": "payment_id", "adjustment": "adjustment_id"}
+REST = {
+    "payment": ("channel", "reverses"),
+    "adjustment": ("author", "reason"),
+}  # of the content, beside moment and amount
 
 
 def apply_payment(p: Partition, kind: str, record: Record) -> None:
@@ -55,14 +59,15 @@ def judge(p: Partition, i: int, kind: str, record: Record) -> str:
     at, amount = record[OWN_TIME[kind]], record["amount_tiyin"]
     remembered = p.payments.setdefault(i, {})
     key = f"{kind} {record[ID[kind]]}"
-    content = digest(kind, record)
     reverses = record.get("reverses")
+    by, of = (record[name] for name in REST[kind])
+    payment = Payment(at, amount, by, of, reverses is not None)
     original = _recall(p, remembered, f"payment {reverses}") if reverses is not None else None
     known = _recall(p, remembered, key)
     if p.last_tick != NONE and at < p.last_tick - REMEMBERED_US:
         reason = "too_late"
     elif known is not None:
-        if known.content == content:
+        if known.content == payment.content:
             p.ignore(kind)
             return "unchanged"
         reason = "duplicate"
@@ -71,7 +76,7 @@ def judge(p: Partition, i: int, kind: str, record: Record) -> str:
     elif original is not None and original.reversed:
         reason = "already_reversed"
     else:
-        remembered[key] = Payment(at, content, amount, reverses is not None)
+        remembered[key] = payment
         if original is not None:
             original.reversed = True
         return "settled"

@@ -9,17 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from accounting.bill import ACCEPTED, IGNORED, REASONS, SETTLES, settle_readings
-from accounting.ledger import HELD, HELD_REFUSED, HELD_SETTLED, REFUSED, UNCHANGED
-from accounting.partition import Partition, record_text, time_text
+from accounting.bill import ACCEPTED, IGNORED, SETTLES, settle_readings
+from accounting.incidents import report_incidents
+from accounting.partition import Partition, Record, as_json, time_text
+from accounting.records import RECORDS
 from accounting.state import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
 NOBODY, NO_CLAIM = 0, -1
+_TIMES = {c.name for c in RECORDS["reading"] if c.type == "time"}
 Unresolved = tuple[int, str, str]  # number of the pair, account_id, meter_id
 
 
@@ -45,23 +47,44 @@ class Readings:
     outcome: NDArray[np.uint8]
     routed_on: NDArray[np.int64]
 
-    def record(self, row: int) -> dict[str, Any]:
-        """A reading as a record."""
-        b, names = self.batch, self.batch.schema.names
-        pair = b.column("pair")[row].as_py()
-        at = int(self.read_at[row])
-        status = b.column("status")[row].as_py() if "status" in names else None
-        received = b.column("received_at")[row].value if "received_at" in names else None
-        register = int(self.register_wh[row])
-        return {
-            "meter_id": pair["meter_id"], "read_at": at, "register_wh": register, "status": status, "received_at": received
-        }  # fmt: skip
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """Some of them as records."""
+        columns = self.columns(rows)
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def texts(self, ordinals: Sequence[int]) -> list[str]:
+        """Some of them, by their place in the journal, whole as JSON: as `record_text` has it, column by column."""
+        rows = np.searchsorted(self.ordinal, np.array(ordinals, np.int64)).tolist()
+        columns = []
+        for name, values in self.columns(rows).items():
+            text = _quoted_time if name in _TIMES else as_json
+            columns.append(["" if value is None else f',"{name}":{text(value)}' for value in values])
+        return [f"{{{''.join(parts)[1:]}}}" for parts in zip(*columns, strict=True)]
+
+    def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """Some of them as columns of the contract, times in µs."""
+        some = self.batch.take(pa.array(rows, pa.int64()))
+        columns: dict[str, list[Any]] = {}
+        for c in RECORDS["reading"]:
+            if c.name == "meter_id":
+                pair = some.column("pair")
+                array = pair.dictionary.field("meter_id").take(pair.indices)
+            elif c.internal or c.name not in some.schema.names:
+                continue
+            else:
+                array = some.column(c.name)
+            columns[c.name] = (array.cast(pa.int64()) if c.type == "time" else array).to_pylist()
+        return columns
 
     def first(self, row: int) -> tuple[int, int]:
         """The (partition, ordinal) at which a routed-on reading was first journalled."""
         names = ("first_partition", "first_ordinal")
         partition, ordinal = (self.batch.column(name)[row].as_py() for name in names)
         return partition, ordinal
+
+
+def _quoted_time(at: int) -> str:
+    return f'"{time_text(at)}"'
 
 
 def open_readings(p: Partition, batch: pa.RecordBatch, ordinal: NDArray[np.int64]) -> Readings:
@@ -73,8 +96,9 @@ def open_readings(p: Partition, batch: pa.RecordBatch, ordinal: NDArray[np.int64
     rows = batch.num_rows
     estimated = np.zeros(rows, np.bool_)
     if "status" in names:
-        is_estimated = pc.fill_null(pc.equal(batch.column("status").cast(pa.string()), "estimated"), fill_value=False)
-        estimated = is_estimated.to_numpy(zero_copy_only=False)
+        status = batch.column("status")
+        code = pc.index(status.dictionary, "estimated").as_py()
+        estimated = pc.fill_null(pc.equal(status.indices, code), fill_value=False).to_numpy(zero_copy_only=False)
     routed_on = np.zeros(0, np.int64)
     if "first_partition" in names:
         routed_on = np.flatnonzero(batch.column("first_partition").is_valid().to_numpy(zero_copy_only=False))
@@ -161,54 +185,14 @@ def _settle_run(p: Partition, r: Readings, first: int, end: int) -> None:
             p.accounts, p.wake_at, book, marks, p.ledger, r.outcome, r.ordinal, first, end, r.account, r.meter, r.read_at,
             r.register_wh, r.estimated, p.last_tick,
         )  # fmt: skip
-        base = r.ordinal
-
-        def record_of(ordinal: int, base: NDArray[np.int64] = base) -> dict[str, Any]:
-            return r.record(int(np.searchsorted(base, ordinal)))
-
-        report_incidents(p, incidents, record_of)
+        report_incidents(p, incidents)
         if stopped == first:
             entries *= 4
         first = stopped
 
 
-def report_incidents(p: Partition, first: int, record_of: Callable[[int], dict[str, Any]] | None) -> None:
-    """Make the ledger's incidents from `first` on into events. record_of: a reading by its ordinal."""
-    ledger = p.ledger
-    for k in range(first, int(ledger.size[1])):
-        incident = ledger.incidents[k]
-        what, ordinal, n = int(incident.what), int(incident.ordinal), int(incident.n)
-        held = (int(incident.held_ordinal), int(incident.held_n))
-        reason = REASONS[incident.reason]
-        if what == UNCHANGED:
-            p.ignore("reading")
-        elif what in (REFUSED, HELD):
-            assert record_of is not None  # noqa: S101  versions and exchanges refuse no reading of their own
-            text = record_text("reading", record_of(ordinal))
-            detail = _detail(incident)
-            p.events.setdefault("refused" if what == REFUSED else "held", []).append(
-                (ordinal, n, "reading", reason, detail, text)
-            )
-            if what == HELD:
-                p.held_records[ordinal, n] = text
-        else:
-            text = p.held_records.pop(held)
-            released_at = None if p.last_tick == NONE else p.last_tick
-            if what == HELD_REFUSED:
-                p.events.setdefault("refused", []).append((ordinal, n, "reading", reason, _detail(incident), text))
-                n += 1
-            outcome = "settled" if what == HELD_SETTLED else "refused"
-            p.events.setdefault("released", []).append((ordinal, n, p.id_text(*held), released_at, outcome))
-
-
-def _detail(incident: Any) -> str | None:
-    if incident.account <= 0 or incident.last_at == NONE:
-        return None
-    return f"last measured {incident.last_wh} Wh at {time_text(int(incident.last_at))}"
-
-
 def hold_unrouted(p: Partition, readings: Readings, first: int, end: int) -> None:
     """Readings of meters that nobody has claimed yet wait, by name."""
-    for row in range(first, end):
-        p.begin(int(readings.ordinal[row]))
-        p.hold("reading", readings.record(row), "unknown_meter")
+    for ordinal, record in zip(readings.ordinal[first:end].tolist(), readings.records(range(first, end)), strict=True):
+        p.begin(ordinal)
+        p.hold("reading", record, "unknown_meter")

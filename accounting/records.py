@@ -74,6 +74,13 @@ _READING = (
     Column("read_at", "time", "When the register was read."),
     Column("register_wh", "int", "Cumulative register."),
     Column("status", "text", "How it was come by.", True, ("measured", "estimated"), None, "measured"),
+    Column(
+        "interval_wh",
+        "int",
+        "Energy of the interval that ends at read_at, as the meter itself metered it. It moves no money: it is held"
+        " against the registers.",
+        optional=True,
+    ),
     _received(),
     Column(
         "account_id", "text", "The account the directory found; null where no claim reaches back.", True, internal=True
@@ -127,16 +134,22 @@ _TARIFF = (
     Column("effective_on", "date", "Day from whose 00:00 (Asia/Tashkent) it holds."),
     Column("block_upto_kwh", "int", "Upper limit of the block in a calendar month; null for the last.", True, (), 1),
     Column("price_tiyin_per_kwh", "int", "Price of a kWh within the block.", least=0),
+    Column(
+        "hours",
+        "text",
+        "Hours of the day (Asia/Tashkent) in which the price holds, as `06:00-09:00,17:00-22:00`; absent: all of it.",
+        optional=True,
+    ),
     Column("source", "text", "Decree or decision it comes from.", optional=True),
     _received(),
     Column(
         "block",
         "int",
-        "Number of the block in its version, from 0; the open last one is the last.",
+        "Number of the row in its version, from 0: block by block, list by list where hours have lists of their own.",
         True,
         internal=True,
     ),
-    Column("blocks", "int", "How many blocks the version has; its rows stand together.", True, internal=True),
+    Column("blocks", "int", "How many rows the version has; they stand together.", True, internal=True),
 )
 
 POLICY_KINDS = ("disconnect_window", "holiday", "moratorium", "threshold", "quiet_hours")

@@ -6,13 +6,15 @@ taken in their order; runs of readings go through compiled code as columns, what
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from accounting.calendar import day_of, month_of
-from accounting.compiled import compiled, untracked
+from accounting.compiled import compiled, loop, untracked
 from accounting.customers import apply_account, apply_exchange, apply_tariff
 from accounting.decisions import (
     apply_acknowledgement,
@@ -23,10 +25,12 @@ from accounting.decisions import (
     review_all,
     write_notices,
 )
+from accounting.incidents import Incident, incident_events, take_incidents
 from accounting.ledger import FORECAST, new_ledger
+from accounting.notices import Told, notice_event
 from accounting.partition import Partition, Record
 from accounting.payments import apply_payment, forget_payments
-from accounting.readings import apply_readings, hold_unrouted, open_readings, resolve
+from accounting.readings import Readings, apply_readings, hold_unrouted, open_readings, resolve
 from accounting.records import BASES, ENTRY_KINDS, EVENT_SCHEMAS, EVENTS, RECORD_SCHEMAS, TIME
 from accounting.state import FOREVER, NONE
 from accounting.supply import begin_day
@@ -39,11 +43,11 @@ if TYPE_CHECKING:
 
 def settle_body(
     p: Partition, position: int, runs: Sequence[tuple[str, int]], batches: Mapping[str, pa.RecordBatch]
-) -> dict[str, pa.RecordBatch]:
+) -> Settled:
     """Settle records `position …` of the partition.
 
     runs: (kind, how many in a row), in order. batches: the records of each kind as packed columns (connectors.log.body).
-    Returns the events by kind as packed columns with `ordinal` and `n`, each kind in order.
+    The events are those of what it returns.
     """
     ordinals = _ordinals(position, runs)
     readings = open_readings(p, batches["reading"], ordinals["reading"]) if "reading" in batches else None
@@ -63,7 +67,7 @@ def settle_body(
                 apply_record(p, kind, next(records[kind]))
             brought |= kind in ("account", "meter_exchange")
         ordinal += count
-    return take_events(p)
+    return take_events(p, readings)
 
 
 def _ordinals(position: int, runs: Sequence[tuple[str, int]]) -> dict[str, NDArray[np.int64]]:
@@ -115,7 +119,7 @@ def apply_tick(p: Partition, at: int) -> None:
         if turned:
             forget_payments(p)
             forget_effects(p)
-    if p.count > 1 and (at >= p.rules_until or (p.wake_at[1 : p.count] <= at).any()):
+    if p.count > 1 and (at >= p.rules_until or p.wake_at[1 : p.count].min() <= at):
         review_all(p, at, at_tick=True)
 
 
@@ -140,28 +144,46 @@ def to_records(kind: str, batch: pa.RecordBatch) -> list[Record]:
 # events as columns
 
 
-def take_events(p: Partition) -> dict[str, pa.RecordBatch]:
-    """What has been written since the last time, by kind, as packed columns."""
-    ledger, events = p.ledger, {}
+@dataclass(frozen=True)
+class Settled:
+    """What a body has caused. It is the partition's no longer: another thread may make the events of it."""
+
+    number: int
+    columns: dict[str, pa.RecordBatch]
+    rows: dict[str, list[tuple[Any, ...]]]
+    notices: list[Told]
+    incidents: list[Incident]
+    readings: Readings | None
+
+    def events(self) -> dict[str, pa.RecordBatch]:
+        """The events by kind as packed columns with `ordinal` and `n`, each kind in order."""
+        rows = {**self.rows, "notice": [notice_event(told) for told in self.notices]}
+        for kind, more in incident_events(self.number, self.incidents, self.readings).items():
+            if more:
+                rows[kind] = sorted([*rows.get(kind, ()), *more], key=itemgetter(0, 1))
+        return self.columns | {kind: _rows(kind, rows[kind]) for kind in EVENTS if rows.get(kind)}
+
+
+def take_events(p: Partition, readings: Readings | None) -> Settled:
+    """What has been written since the last time."""
+    ledger, columns = p.ledger, {}
     if ledger.size[0]:
-        events["entry"] = _entries(p)
+        columns["entry"] = _entries(p)
     if ledger.size[2]:
-        events["forecast"] = _forecasts(p)
+        columns["forecast"] = _forecasts(p)
     write_notices(p)
-    for kind in EVENTS:
-        if p.events.get(kind):
-            events[kind] = _rows(kind, p.events[kind])
-    p.events = {}
+    settled = Settled(p.number, columns, p.events, p.notices, take_incidents(p, readings), readings)
+    p.events, p.notices = {}, []
     ledger.size[:] = 0
     if ledger.entries.size > 1 << 19:
         p.ledger = new_ledger(1 << 18)
-    return events
+    return settled
 
 
 STEP, TO_WH, USAGE_WH, AMOUNT, BALANCE = 0, 1, 2, 3, 4  # the numbers of an entry that mostly fit in 32 bits
 
 
-@compiled
+@loop
 def _spread(
     rows: Any,
 ) -> tuple[

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from accounting.partition import Partition, Payment
+from accounting.partition import Partition, Payment, Texts
 from accounting.policies import Place, Policy
 from accounting.state import ACCOUNT
 from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersion
@@ -22,7 +22,7 @@ from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 3
+VERSION = 4
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)
@@ -40,8 +40,8 @@ def snapshot(p: Partition) -> bytes:
     strings = pa.record_batch(
         {
             "id": pa.array(p.ids, pa.string()),
-            "phone": pa.array(p.phones, pa.string()),
-            "language": pa.array(p.languages, pa.string()).dictionary_encode(),
+            "phone": p.phones.column(),
+            "language": p.languages.column().dictionary_encode(),
         }
     )
     sections = [
@@ -79,16 +79,14 @@ def restore(data: bytes) -> Partition:
     p.wake_at = np.frombuffer(wake_at, np.int64)
     p.count = p.accounts.size
     batch = _open(strings)
-    p.ids, p.phones = (batch.column(name).to_pylist() for name in ("id", "phone"))
-    p.languages = batch.column("language").dictionary_decode().to_pylist()  # a dictionary's values are boxed one by one
+    p.ids = batch.column("id").to_pylist()
+    p.phones, p.languages = Texts(batch.column("phone")), Texts(batch.column("language").dictionary_decode())
     p.index = dict(zip(p.ids, range(p.count), strict=True))
     del p.index[""]  # the row of no account
     meter_ids = _open(meters).column("meter").to_pylist()
     p.meters = dict(zip(meter_ids, range(len(meter_ids)), strict=True))
-    for i, key, payment_at, content, amount, is_reversal, was_reversed in zip(
-        *(column.to_pylist() for column in _open(payments).columns), strict=True
-    ):
-        p.payments.setdefault(i, {})[key] = Payment(payment_at, content, amount, is_reversal, was_reversed)
+    for i, key, *payment in zip(*(column.to_pylist() for column in _open(payments).columns), strict=True):
+        p.payments.setdefault(i, {})[key] = Payment(*payment)
     return p
 
 
@@ -105,12 +103,12 @@ def _open(section: pa.Buffer) -> pa.RecordBatch:
 
 def _payments(p: Partition) -> pa.RecordBatch:
     rows = [
-        (i, key, m.at, m.content, m.amount_tiyin, m.is_reversal, m.reversed)
+        (i, key, m.at, m.amount_tiyin, m.by, m.of, m.is_reversal, m.reversed)
         for i, remembered in p.payments.items()
         for key, m in remembered.items()
     ]
-    kinds = (pa.int32(), pa.string(), pa.int64(), pa.string(), pa.int64(), pa.bool_(), pa.bool_())
-    names = ("account", "key", "at", "content", "amount", "is_reversal", "reversed")
+    kinds = (pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.bool_(), pa.bool_())
+    names = ("account", "key", "at", "amount", "by", "of", "is_reversal", "reversed")
     columns: Iterable[Any] = zip(*rows, strict=True) if rows else [()] * len(kinds)
     return pa.record_batch({n: pa.array(list(c), k) for n, c, k in zip(names, columns, kinds, strict=True)})
 
@@ -121,7 +119,9 @@ def _side_tables(p: Partition) -> dict[str, Any]:
         "number": p.number,
         "unrouted": p.unrouted,
         "taken": [[i, sorted(marks)] for i, marks in p.taken.items()],
-        "tariffs": [[v.tariff, v.effective_at, v.blocks, v.sources] for v in book.versions],
+        "tariffs": [
+            [v.tariff, v.effective_at, v.blocks, v.sources, *([v.hours] if v.hours else [])] for v in book.versions
+        ],
         "names": book.names,
         "prices": list(book.prices),
         "histories": [[[list(asdict(v).values()) for v in h.versions], h.late] for h in book.histories],
@@ -145,9 +145,9 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
         setattr(p, name, side[name])
     p.taken = {i: set(marks) for i, marks in side["taken"]}
     p.book = TariffBook()
-    for tariff, effective_at, blocks, sources in side["tariffs"]:
+    for tariff, effective_at, blocks, sources, *hours in side["tariffs"]:
         prices = tuple((upto, price) for upto, price in blocks)
-        p.book.versions.append(TariffVersion(tariff, effective_at, prices, tuple(sources)))
+        p.book.versions.append(TariffVersion(tariff, effective_at, prices, tuple(sources), *map(tuple, hours)))
     p.book.names = side["names"]
     for blocks, families in side["prices"]:
         p.book.prices[tuple((upto, price) for upto, price in blocks), families] = len(p.book.prices)

@@ -27,7 +27,7 @@ ACCOUNT = row_type(
         ("last_at", "i8"),
         ("last_wh", "i8"),
         ("month_wh", "i8"),  # used since the month's start (or the account's), at last_at
-        ("next_change_at", "i8"),  # the first month start or segment after last_at: before it a step is one piece
+        ("next_change_at", "i8"),  # first month, segment or hour's price after last_at: before it a step is one piece
         ("segment", "i8"),  # of the Book, in force at last_at
         ("balance_tiyin", "i8"),
         ("usage_wh", "i8"),  # measured usage since the start

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accounting.calendar import QUARTER_US, US_PER_DAY, US_PER_HOUR
-from accounting.compiled import compiled, row_type, rule, untracked
+from accounting.compiled import compiled, loop, row_type, rule, untracked
 from accounting.forecast import FIRST_GUESS_US, forecast_depletion, guess_level, sample_usage, set_pace, write_forecast
 from accounting.ledger import NO_BASIS, Ledger, hold_ledger, post, take_count
 from accounting.records import NOTICE_KINDS
@@ -32,7 +32,7 @@ from accounting.state import (
     Account,
     Accounts,
 )
-from accounting.tariffs import Book, cost, hold_book, price_range
+from accounting.tariffs import Book, even_cost, falls_by_the_hour, hold_book, price_range
 
 # What is due, as bits
 NOTHING, NOTICE, DISCONNECT, RECONNECT, EXPIRED = 0, 1, 2, 4, 8
@@ -167,7 +167,9 @@ def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
 
     Where the notice is not due soon, the account may use a little more than its pace before anybody looks: SPARE_US of
     use brings depletion forward by no more than that time, times how much dearer a kWh can be now than it will be then
-    (both fall in one month, for `begin_day` looks at all).
+    (both fall in one month, for `begin_day` looks at all). Where prices change with the hour there is no such spare, and a
+    pace holds within one period (the reading that ends it wakes the account): what is used less there leaves cheaper kWh
+    to the periods after it, unless somebody's prices fall with the month's use.
     """
     if s.supply != CONNECTED or s.ordered_off != 0 or due not in (NOTHING, NOTICE):
         return NONE
@@ -183,8 +185,10 @@ def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
     if s.notice_ordinal >= 0 or due == NOTICE:
         s.pace_rate = np.inf  # told already: only the balance is watched
         return FOREVER
-    due_at = s.depletes_at - rules.notice_us
-    spare_us = int(SPARE_US * price_range(book, s.segment, book.schedules[s.schedule].end))
+    due_at, end = s.depletes_at - rules.notice_us, book.schedules[s.schedule].end
+    if falls_by_the_hour(book, s.segment, end):
+        return NONE
+    spare_us = int(SPARE_US * price_range(book, s.segment, end))
     if spare_us > 0 and due_at - spare_us > now:
         s.pace_wh += int(s.pace_rate * SPARE_US)
         due_at -= spare_us
@@ -232,7 +236,7 @@ def give_notice(s: Account, account: int, book: Book, rules: Any, ledger: Ledger
     s.notice_ordinal = ledger.cause[0]
     s.notice_n = ledger.cause[1]
     s.noticed_at = now
-    send_notice(s, account, rules, ledger, now, LOW_CREDIT, cost(book, book.segments[s.segment].price, month_wh))
+    send_notice(s, account, rules, ledger, now, LOW_CREDIT, even_cost(book, s.segment, month_wh))
     if not s.reachable:
         s.gate_at, s.gate = now, NO_PHONE
 
@@ -278,7 +282,7 @@ def settle_payment(
     return review_account(s, account, wake_at, book, rules[s.place], now, False, safety_cause)
 
 
-@compiled
+@loop
 def review_accounts(
     accounts: Accounts,
     first: int,
@@ -318,7 +322,7 @@ def review_accounts(
     return count
 
 
-@compiled
+@loop
 def begin_day(accounts: Accounts, count: int, wake_at: NDArray[np.int64], book: Book, ledger: Ledger, at: int) -> None:
     """The day's first tick: take the day's use into the level, and write each account's forecast."""
     accounts, wake_at = untracked(accounts), untracked(wake_at)

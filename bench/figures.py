@@ -39,6 +39,9 @@ FIGURES = (
            "the same readings, Parquet to Parquet, all processors"),
     Figure("passthrough_ratio", "… as slow as with no rules", 2, "less", TIMES,
            "the same journal decoded, made-up entries of the same size encoded and appended, the same dataflow"),
+    Figure("settle_troubled_readings_per_s", "settle, 2 % out of the ordinary", 2.5e6, "more", MILLIONS,
+           "the same with readings estimated, sent again, three hours late, leaping, going back, zero (bench.make_work)"),
+    Figure("troubled_ratio", "… as slow as with no rules", 2, "less", TIMES, "pass-through of that journal"),
     Figure("resume_1m_s", "resume with 1 M meters", 2, "less", SECONDS,
            "from starting `hisob settle` until later readings and ticks are settled in every partition; median of 3"),
     Figure("state_bytes_per_meter", "state per meter", 400, "less", "{:.0f} bytes", "a row of ACCOUNT and its wake_at"),
@@ -78,6 +81,10 @@ def ratios(values: dict[str, float]) -> dict[str, float]:
         )
     settle = values.get("settle_readings_per_s")
     found = {}
+    if "settle_troubled_readings_per_s" in values and "passthrough_troubled_readings_per_s" in values:
+        found["troubled_ratio"] = (
+            values["passthrough_troubled_readings_per_s"] / values["settle_troubled_readings_per_s"]
+        )
     for name in ("idiomatic", "polars", "passthrough"):
         other = values.get(f"{name}_readings_per_s")
         if settle and other:

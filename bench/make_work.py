@@ -7,8 +7,10 @@ for a notice.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -119,6 +121,38 @@ def write_files(work: Work) -> None:
                 gathered = []
             payments.append(households.next_payments(half_hour))
     pq.write_table(payment_table(households, payments[:-1]), work.file("payment.parquet"), compression="zstd")
+
+
+# Of a thousand readings twenty are out of the ordinary: what befalls each, and how many.
+TROUBLES = {"estimated": 4, "again": 4, "late": 3, "leap": 3, "back": 3, "zero": 3}
+
+
+def write_troubled(work: Work) -> None:
+    """reading.parquet once more, with troubles strewn over it: troubled.parquet."""
+    ends = dict(zip(TROUBLES, itertools.accumulate(TROUBLES.values()), strict=True))
+    case = " ".join(f"WHEN chance < {end} THEN '{name}'" for name, end in ends.items())
+    with duckdb.connect() as con:
+        con.execute(
+            f"""
+            COPY (
+                WITH strewn AS (
+                    SELECT *, CASE {case} END AS trouble
+                    FROM (SELECT *, (hash(meter_id, read_at) >> 3) % 1000 AS chance FROM '{work.file("reading.parquet")}')
+                )
+                SELECT meter_id, read_at,
+                    CASE trouble
+                        WHEN 'leap' THEN register_wh + 200_000 WHEN 'back' THEN register_wh - 20_000 WHEN 'zero' THEN 0
+                        ELSE register_wh
+                    END AS register_wh,
+                    CASE WHEN trouble = 'estimated' THEN 'estimated' END AS status,
+                    read_at + CASE trouble WHEN 'late' THEN INTERVAL 3 HOUR ELSE INTERVAL 0 HOUR END AS received_at
+                FROM strewn
+                UNION ALL
+                SELECT meter_id, read_at, register_wh, NULL, read_at + INTERVAL 1 HOUR FROM strewn WHERE trouble = 'again'
+                ORDER BY received_at
+            ) TO '{work.file("troubled.parquet")}' (COMPRESSION zstd)
+            """
+        )
 
 
 def in_iso(readings: pa.RecordBatch) -> pa.RecordBatch:

@@ -25,6 +25,7 @@ PREPARING = {
     "city": Stage("bench.ingest:make_city", ("warm-up",)),
     "million": Stage("bench.million:make_million", ("warm-up",)),
     "year": Stage("bench.history:make_year", ("warm-up",)),
+    "troubles": Stage("bench.troubled:make_troubled", ("city",)),
 }
 MEASURING = {
     "ingest": Stage("bench.ingest:ingest_parquet", ("city",)),
@@ -33,6 +34,8 @@ MEASURING = {
     "idiomatic": Stage("bench.idiomatic:idiomatic", ("settle",)),
     "polars": Stage("bench.polars_batch:polars_batch", ("settle",)),
     "passthrough": Stage("bench.passthrough:passthrough", ("settle",)),
+    "troubled": Stage("bench.troubled:settle", ("troubles",)),
+    "troubled-passthrough": Stage("bench.troubled:passthrough", ("troubled",)),
     "memory": Stage("bench.million:memory", ("million",)),
     "resume": Stage("bench.million:resume", ("memory",)),
     "load": Stage("bench.history:load", ("settle",)),

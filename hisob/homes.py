@@ -89,6 +89,7 @@ def tariff_rows() -> list[dict[str, Any]]:
             "effective_on": dt.date.fromisoformat(row["effective_on"]),
             "block_upto_kwh": int(row["block_upto_kwh"]) if row["block_upto_kwh"] else None,
             "price_tiyin_per_kwh": int(row["price_tiyin_per_kwh"]),
+            "hours": row["hours"] or None,
         }
         for row in csv.DictReader(text.splitlines())
     ]

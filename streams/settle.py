@@ -15,6 +15,7 @@ A second settle on a home is refused. With several processes bytewax makes a clu
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ from connectors.log import DivergedError, LogError, NewRow, Row, Transaction
 from connectors.log.body import KIND_NAMES, KIND_NUMBER, decode, encode
 from connectors.log.sqlite import open_log
 from streams import cluster
+from streams.lean import start_lean
 from streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
         return settled, StatefulBatchLogic.RETAIN
 
     def settle(self, row: Row) -> Future[SettledRow]:
-        """One row's events, which are compressed while the next row is settled."""
+        """One row's events, which are made and compressed while the next row is settled."""
         if self.partition is None:
             self.partition = Partition(row.partition, unrouted=row.partition == self.partitions - 1)
         if row.position != self.position:
@@ -214,9 +216,10 @@ class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
             raise SettleError(msg)
         body = decode(row.body)
         runs = [(KIND_NAMES[k], c) for k, c in zip(body.runs_kind.tolist(), body.runs_count.tolist(), strict=True)]
-        events = settle_body(self.partition, row.position, runs, body.batches)
+        settled = settle_body(self.partition, row.position, runs, body.batches)
         self.position = row.end
-        return _encoder.submit(encode_row, row, events, dict(self.partition.ignored))
+        ignored = dict(self.partition.ignored)
+        return _encoder.submit(lambda: encode_row(row, settled.events(), ignored))
 
     def snapshot(self) -> bytes:
         """The state, and the position it stands at; nothing if the first row failed."""
@@ -324,7 +327,7 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop):
+    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop), _suited():
         flow = settle_flow(source, EventSink(home))
         with _panics_explained(home):
             cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
@@ -337,6 +340,21 @@ def run_worker(
     if _run.failure:
         raise _run.failure
     return not _run.stop.is_set()
+
+
+@contextlib.contextmanager
+def _suited() -> Iterator[None]:
+    """Python as it suits the rules. Nothing here refers to itself in a circle, so there is little to go through a million
+    names for. And when the rules ask for the interpreter back, which the encoder has then, they get it soon.
+    """
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(100_000)
+    sys.setswitchinterval(0.0002)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
 
 
 @contextlib.contextmanager
@@ -413,6 +431,7 @@ def _tell(error: Exception) -> None:
 
 def main() -> None:
     """One process of a cluster, as started by `run_settle`."""
+    start_lean()
     spec = json.loads(sys.argv[1])
     cluster.end_with_parent(lambda: _run.stop.set())  # noqa: PLW0108  run_worker makes another _run
     cluster.wait_for_peers(spec["addresses"], spec["process_id"])

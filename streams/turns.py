@@ -325,6 +325,7 @@ class Readings:
     read_at: Ints
     register_wh: Ints
     status: NDArray[np.int8]
+    interval_wh: Ints
     received_at: Ints
     first_ordinal: Ints
 
@@ -335,7 +336,7 @@ class Readings:
     def none() -> Readings:
         """No readings."""
         numbers, values = np.zeros(0, np.int32), np.zeros(0, np.int64)
-        return Readings(numbers, numbers, values, values, np.zeros(0, np.int8), values, values)
+        return Readings(numbers, numbers, values, values, np.zeros(0, np.int8), values, values, values)
 
     @staticmethod
     def of_staged(batch: pa.RecordBatch) -> Readings:
@@ -358,6 +359,7 @@ class Readings:
             _numbers(batch, "read_at", ABSENT),
             _numbers(batch, "register_wh", ABSENT),
             status.astype(np.int8, copy=False),
+            _numbers(batch, "interval_wh", ABSENT),
             _numbers(batch, "received_at", ABSENT),
             ordinal,
         )
@@ -383,6 +385,8 @@ class Readings:
         if (self.status != NONE).any():
             codes = pa.array(self.status.astype(np.int32), mask=self.status == NONE)
             columns["status"] = pa.DictionaryArray.from_arrays(codes, pa.array(STATUSES))
+        if (self.interval_wh != ABSENT).any():
+            columns["interval_wh"] = pa.array(self.interval_wh, mask=self.interval_wh == ABSENT)
         if (self.received_at != ABSENT).any():
             columns["received_at"] = pa.array(self.received_at, mask=self.received_at == ABSENT).view(TIME)
         waited = self.first_ordinal != ABSENT

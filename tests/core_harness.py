@@ -77,14 +77,22 @@ def route(journal: Iterable[tuple[str, Any]], accounts: int) -> list[list[Placed
 
 
 def rows_of(kind: str, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The journal's rows of a record: one for each block of a tariff version."""
+    """The journal's rows of a record: one for each block of a tariff version, in all its hours."""
     if kind != "tariff":
         return [dict(record)]
-    blocks = record["blocks"]
+    lists = record.get("lists") or ((None, record["blocks"]),)
+    rows = [(hours, *block) for hours, blocks in lists for block in blocks]
     common = {k: record[k] for k in ("tariff", "effective_on", "received_at")}
     return [
-        {**common, "block_upto_kwh": b[0], "price_tiyin_per_kwh": b[1], "block": i, "blocks": len(blocks)}
-        for i, b in enumerate(blocks)
+        {
+            **common,
+            "hours": hours,
+            "block_upto_kwh": upto,
+            "price_tiyin_per_kwh": price,
+            "block": i,
+            "blocks": len(rows),
+        }
+        for i, (hours, upto, price) in enumerate(rows)
     ]
 
 
@@ -113,7 +121,7 @@ def settle_bytes(p: Partition, position: int, body: bytes) -> dict[str, pa.Recor
     """One body through the core."""
     d = decode(body)
     runs = [(KIND_NAMES[k], int(c)) for k, c in zip(d.runs_kind, d.runs_count, strict=True)]
-    return settle_body(p, position, runs, d.batches)
+    return settle_body(p, position, runs, d.batches).events()
 
 
 def settle_journal(

@@ -9,10 +9,10 @@ the text's tables. Registers are kept as *Wh since the account's start*, which r
     load_case(folder)        the records of a folder of CSV files
 
 Times are UTC µs, dates `datetime.date`, absent values None (or no such key). In a journal a tariff version is one
-record with its `blocks` (see `gather_tariffs`). An `Outcome` holds balances, usage, refused, held, what was counted,
-and in `ledger` what each record of the journal did to each balance. What a held record does when it is released
-counts for the record that released it: the version or exchange that claimed the meter, the version that brought the
-account.
+record with its `blocks`, or `lists` of them by the hours (see `gather_tariffs`). An `Outcome` holds balances, usage,
+refused, held, what was counted, and in `ledger` what each record of the journal did to each balance. What a held record
+does when it is released counts for the record that released it: the version or exchange that claimed the meter, the
+version that brought the account.
 
 Where the text can be read in more than one way, this is the reading under which every case of `cases/` comes out; in
 brackets the cases that fail under the other one, "none" where no case tells.
@@ -72,6 +72,8 @@ brackets the cases that fail under the other one, "none" where no case tells.
 21. A reading newer than the held one with the same register is counted before its power is asked for [none]. Power
     for it, and for the held one having gone back, are as of then: the last measured register may have moved since it
     was held.
+22. The blocks in force are those of the list whose hours the moment lies in. So an edge of hours between two lists of the
+    same blocks is no boundary, and neither is a version that changes only what holds at other hours [none].
 """
 
 from __future__ import annotations
@@ -154,6 +156,24 @@ def month_starts(after: int, up_to: int) -> Iterator[int]:
         first = (first + dt.timedelta(days=31)).replace(day=1)
 
 
+def holds(hours: str | None, at: int) -> bool:
+    """Whether hours of the day, such as 06:00-09:00,22:00-06:00, hold at a moment."""
+    if hours is None:
+        return True
+    now = (EPOCH + at * MICROSECOND).astimezone(TASHKENT).strftime("%H:%M")
+    spans = [part.split("-") for part in hours.split(",")]
+    return any(first <= now < end if first < end else now >= first or now < end for first, end in spans)
+
+
+def edges(hours: str, after: int, up_to: int) -> Iterator[int]:
+    """Every moment at which these hours begin or end, `after` < b ≤ `up_to`."""
+    day = (EPOCH + after * MICROSECOND).astimezone(TASHKENT).date()
+    minutes = [int(clock[:2]) * 60 + int(clock[3:]) for clock in hours.replace(",", "-").split("-")]
+    while (start := midnight(day)) <= up_to:
+        yield from (b for m in minutes if after < (b := start + m * MINUTE_US) <= up_to)
+        day += dt.timedelta(days=1)
+
+
 # ---- money -----------------------------------------------------------------------------------------------------------
 def cost_tiyin(wh: int, blocks: Blocks, families: int) -> int:
     """The exact cumulative cost of a month's Wh: one floor, at the end."""
@@ -182,11 +202,13 @@ def is_beyond(usage: int, power_w: int, elapsed_us: int) -> bool:
 # ---- the state of an account -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class TariffVersion:
-    """A price list and the date of its own. `blocks` are (limit in kWh or None for the last, tiyin per kWh)."""
+    """Price lists and the date of their own: (hours or None, blocks), blocks as (limit in kWh or None for the last, tiyin
+    per kWh).
+    """
 
     tariff: str
     dated: int
-    blocks: Blocks
+    lists: tuple[tuple[str | None, Blocks], ...]
     source: Any = None
 
 
@@ -434,7 +456,8 @@ class Oracle:
     # -- tariffs, and what is in force
     def take_tariff(self, record: Record) -> None:
         dated = midnight(record["effective_on"])
-        version = TariffVersion(record["tariff"], dated, record["blocks"], record.get("source"))
+        lists = record.get("lists") or ((None, record["blocks"]),)
+        version = TariffVersion(record["tariff"], dated, lists, record.get("source"))
         if version in self.tariffs:
             self.outcome.ignored += 1
             return
@@ -451,12 +474,18 @@ class Oracle:
         of_tariff = latest_dated(
             t for t in self.tariffs if t.tariff == of_account.tariff and account.tariff_in_effect.get(t, t.dated) <= at
         )
-        return of_tariff.blocks, of_account.families
+        (blocks,) = [blocks for hours, blocks in of_tariff.lists if holds(hours, at)]
+        return blocks, of_account.families
 
     def boundaries(self, account: Account, after: int, up_to: int) -> list[int]:
-        """Starts of months, and moments at which the blocks or the families in force change; `after` < b ≤ `up_to`."""
+        """Starts of months, and moments at which the blocks or the families in force change, also by the hour of the day;
+        `after` < b ≤ `up_to`.
+        """
         moments = {v.in_effect for v in account.versions}
         moments |= {account.tariff_in_effect.get(t, t.dated) for t in self.tariffs}
+        used = {v.tariff for v in account.versions}
+        hours = {h for t in self.tariffs if t.tariff in used for h, _ in t.lists if h is not None}
+        moments |= {b for h in hours for b in edges(h, after, up_to)}
         changes = {
             b for b in moments if after < b <= up_to and self.in_force(account, b - 1) != self.in_force(account, b)
         }
@@ -839,17 +868,26 @@ def gather_tariffs(rows: Iterable[Record]) -> list[dict[str, Any]]:
         versions.setdefault((row["tariff"], row["effective_on"], row.get("received_at")), []).append(row)
     gathered = []
     for (tariff, effective_on, received_at), its_rows in versions.items():
-        its_rows.sort(key=lambda r: (r["block_upto_kwh"] is None, r["block_upto_kwh"]))
+        its_rows.sort(key=lambda r: (r.get("hours") or "", r["block_upto_kwh"] is None, r["block_upto_kwh"]))
         gathered.append(
             {
                 "tariff": tariff,
                 "effective_on": effective_on,
                 "received_at": received_at,
-                "blocks": tuple((r["block_upto_kwh"], r["price_tiyin_per_kwh"]) for r in its_rows),
                 "source": tuple(r.get("source") for r in its_rows),
             }
+            | blocks_of(its_rows)
         )
     return gathered
+
+
+def blocks_of(rows: Sequence[Record]) -> dict[str, Any]:
+    """The rows of a version: `blocks`, or, where some of them name hours, the `lists` of blocks for each of those."""
+    lists: dict[str | None, Blocks] = {}
+    for row in rows:
+        block = (row["block_upto_kwh"], row["price_tiyin_per_kwh"])
+        lists[row.get("hours")] = (*lists.get(row.get("hours"), ()), block)
+    return {"blocks": lists[None]} if lists.keys() == {None} else {"lists": tuple(lists.items())}
 
 
 def arrival(kind: str, record: Record) -> int:
@@ -886,7 +924,7 @@ def with_ticks(merged: Sequence[tuple[int, str, Record]]) -> Iterator[tuple[str,
 def run_journal(sequence: Journal) -> Outcome:
     """Records that are in the order of a journal already, ticks among them: ("tick", {"ticked_at": µs}).
 
-    A tariff version is one record here, with its `blocks`, as `gather_tariffs` makes it.
+    A tariff version is one record here, with its `blocks` or `lists`, as `gather_tariffs` makes it.
     """
     oracle = Oracle()
     for index, (kind, record) in enumerate(sequence):

@@ -4,7 +4,8 @@
 `datetime.date`, None for what is absent); `write_csv` writes them as files for `hisob ingest`. The same seed and
 style give the same records, so a test needs to name no more than these two. Styles are named after the worked cases
 they are like: `adversary` (troubles of all kinds, on a coarse grid of times, so that equal moments abound), `all`
-(the same, times to the µs), `plain` (boundaries and versions only), and `one-X` for each X of TROUBLES.
+(the same, times to the µs), `plain` (boundaries and versions only), and `one-X` for each X of TROUBLES. `hours-X` is the style
+X with tariffs whose prices change with the hour; `one-hours` has nothing else.
 
 Every row is a valid row of the contract: what becomes of it is for the rules to say, never for the reader of files.
 No record arrives before 2025-03-01 or after 2025-09-30.
@@ -60,6 +61,17 @@ TROUBLES = (
 )
 
 
+# Hours of the day that lists of blocks may hold in; readings on a coarse grid lie at the edges of most of them.
+DAYS_BY_HOURS = (
+    ("06:00-09:00,17:00-22:00", "09:00-17:00", "22:00-06:00"),
+    ("12:00-18:00", "18:00-06:00", "06:00-12:00"),
+    ("00:00-12:00", "12:00-24:00"),
+    ("00:00-01:00", "01:00-00:00"),
+    ("11:59-12:01", "12:01-11:59"),
+    ("00:00-24:00",),
+)
+
+
 @dataclass(frozen=True)
 class Style:
     """How large a utility is, how coarse its times are, and what troubles it has."""
@@ -75,6 +87,10 @@ STYLES: dict[str, Style] = {
     "all": Style(frozenset(TROUBLES), accounts=8, readings=60),
     "plain": Style(frozenset({"version"}), accounts=8, readings=60),
 } | {f"one-{t}": Style(frozenset({t, "close"} if t == "reopen" else {t})) for t in TROUBLES}
+OF_HOURS: dict[str, Style] = {
+    f"hours-{name}": replace(STYLES[name], troubles=STYLES[name].troubles | {"hours"})
+    for name in ("adversary", "all", "plain", "one-late", "one-tariff")
+} | {"one-hours": Style(frozenset({"hours"}))}
 
 
 @dataclass
@@ -115,9 +131,10 @@ class RandomUtility:
     def __init__(self, seed: int, style: Style) -> None:
         self.random = random.Random(seed)
         self.style = style
-        if len(style.troubles) == len(TROUBLES):  # none but the rarest meet when all are there at once
+        if style.troubles.issuperset(TROUBLES):  # none but the rarest meet when all are there at once
             kept = self.random.choice([0.5, 0.7, 0.9, 1])
-            self.style = replace(style, troubles=frozenset(t for t in TROUBLES if self.chance(kept)))
+            some = frozenset(t for t in TROUBLES if self.chance(kept))
+            self.style = replace(style, troubles=some | style.troubles.difference(TROUBLES))
         self.tariffs = ["a", "b", "c", "d"] if self.troubled("tariff") else ["a", "b"]
         self.households: list[Household] = []
         self.rows: dict[str, list[Row]] = {
@@ -193,17 +210,33 @@ class RandomUtility:
         base = {"tariff": tariff, "effective_on": date, "received_at": received_at}
         if any(self.same_version(row, base) for row in self.rows["tariff"]):
             return [row for row in self.rows["tariff"] if self.same_version(row, base)]
+        if "hours" in self.style.troubles:
+            base["hours"] = None
+        lists = self.make_lists() if self.troubled("hours", 0.7) else {None: self.make_blocks()}
+        rows = [
+            base | ({"hours": hours} if hours else {}) | block for hours, blocks in lists.items() for block in blocks
+        ]
+        self.rows["tariff"] += rows
+        return rows
+
+    def make_lists(self) -> dict[str | None, list[Row]]:
+        """Blocks by the hours they hold in, now and then the same in several."""
+        lists: dict[str | None, list[Row]] = {}
+        for hours in self.random.choice(DAYS_BY_HOURS):
+            same = self.random.choice(list(lists.values())) if lists and self.chance(0.2) else None
+            lists[hours] = same or self.make_blocks()
+        return lists
+
+    def make_blocks(self) -> list[Row]:
+        """A list of blocks: limits and prices."""
         limits: list[int | None] = [
             *sorted(self.random.sample([3, 10, 50, 200, 1000], self.random.randint(0, 3))),
             None,
         ]
         prices = sorted(self.random.sample([22500, 30000, 45001, 61000, 70000, 90007, 99999, 180000], len(limits)))
-        rows = [
-            base | {"block_upto_kwh": limit, "price_tiyin_per_kwh": price}
-            for limit, price in zip(limits, prices, strict=True)
+        return [
+            {"block_upto_kwh": limit, "price_tiyin_per_kwh": price} for limit, price in zip(limits, prices, strict=True)
         ]
-        self.rows["tariff"] += rows
-        return rows
 
     # -- accounts
     def make_household(self, number: int) -> None:
@@ -540,7 +573,7 @@ class RandomUtility:
 
 def random_records(seed: int, style: str = "adversary") -> dict[str, list[Row]]:
     """A utility: kind -> rows in file order."""
-    return RandomUtility(seed, STYLES[style]).make()
+    return RandomUtility(seed, (STYLES | OF_HOURS)[style]).make()
 
 
 def render_value(column: str, value: Any) -> str:

@@ -64,7 +64,8 @@ class Story:
         self.meters = {}
         self.now = local(start)
         self.count = 0
-        rows = [{"block_upto_kwh": upto, "price_tiyin_per_kwh": price} for upto, price in blocks]
+        names = ("block_upto_kwh", "price_tiyin_per_kwh", "hours")  # the hours may be left out
+        rows = [dict(zip(names, block, strict=False)) for block in blocks]
         for block, row in enumerate(rows):
             self.take("tariff", tariff="t", effective_on=date(2025, 1, 1), block=block, blocks=len(rows), **row)
         for policy in policies:
@@ -247,7 +248,7 @@ def all_awake(partition):
 class Director:
     """Tells a story by chance: customers who use, pay, move; switches and phones that answer or do not; rules that change."""
 
-    def __init__(self, seed, days=16):
+    def __init__(self, seed, days=16, blocks=None):
         self.chance = random.Random(seed)
         span = {
             "from": self.chance.choice(["00:00", "08:00", "22:00"]),
@@ -263,9 +264,9 @@ class Director:
             {"policy_id": kind, "kind": kind, "value": value, "scope": "all"}
             for kind, value in (("disconnect_window", window), ("threshold", threshold), ("quiet_hours", quiet))
         ]
-        blocks = self.chance.choice([PRICE, ((20, 5_000), (100, 12_000), (None, 30_000))])
+        by_chance = self.chance.choice([PRICE, ((20, 5_000), (100, 12_000), (None, 30_000))])
         start = self.chance.choice(["2025-08-26 00:00", "2025-09-11 13:15"])
-        self.story = Story(start, policies=policies, blocks=blocks)
+        self.story = Story(start, policies=policies, blocks=blocks or by_chance)
         self.ends = self.story.now + days * DAY
         self.answered = set()
         self.closed = set()

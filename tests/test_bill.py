@@ -37,6 +37,7 @@ TASHKENT = ZoneInfo("Asia/Tashkent")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 FEW_UTILITIES = [(seed, style) for seed, style in enumerate(["adversary"] * 8 + ["all"] * 4 + ["plain"] * 3)]
+FEW_UTILITIES += [(20, "hours-adversary"), (21, "hours-all")]
 
 seeds = st.integers(0, 10**9)
 many = settings(deadline=None)

@@ -589,6 +589,51 @@ def test_a_tariff_version_without_an_open_block_is_unreadable(tmp_path):
     assert faults_of(staged) == [(2, "block_upto_kwh", "200", "no_last_block")]
 
 
+HOURS = "tariff,effective_on,block_upto_kwh,price_tiyin_per_kwh,hours"
+
+
+def test_the_rows_of_a_tariff_version_are_in_order_hours_by_hours_and_numbered_through(tmp_path):
+    night, day = "22:00-06:00", "06:00-22:00"
+    rows = [f"a,2025-05-01,,9,{night}", f"a,2025-05-01,,8,{day}", f"a,2025-05-01,50,5,{night}", "b,2025-05-01,,7,"]
+    staged = stage_bytes(tmp_path, "tariff", readings(*rows, header=HOURS))
+    assert [
+        (r["tariff"], r.get("hours"), r["price_tiyin_per_kwh"], r["block"], r["blocks"]) for r in rows_of(staged)
+    ] == [
+        ("a", day, 8, 0, 3),
+        ("a", night, 5, 1, 3),
+        ("a", night, 9, 2, 3),
+        ("b", None, 7, 0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "faults"),
+    [
+        (
+            ["a,2025-05-01,,9,peak", "a,2025-05-01,,8,06:00-22:00"],
+            [(2, "hours", "peak", "unknown_value"), (3, "tariff", "a", "bad_version")],
+        ),
+        (
+            ["a,2025-05-01,,9,06:00-22:00", "a,2025-05-01,,8,21:59-06:00"],
+            [(2, "hours", "06:00-22:00", "overlapping_hours"), (3, "hours", "21:59-06:00", "overlapping_hours")],
+        ),
+        (
+            ["a,2025-05-01,,9,", "a,2025-05-01,,8,21:00-06:00"],
+            [(2, "hours", None, "overlapping_hours"), (3, "hours", "21:00-06:00", "overlapping_hours")],
+        ),
+        (["a,2025-05-01,,9,06:00-22:00"], [(2, "hours", "06:00-22:00", "gap_in_hours")]),
+        (
+            ["a,2025-05-01,,9,06:00-22:00", "a,2025-05-01,50,8,22:00-06:00"],
+            [(2, "block_upto_kwh", None, "no_last_block"), (3, "block_upto_kwh", "50", "no_last_block")],
+        ),
+    ],
+)
+def test_a_tariff_version_whose_hours_are_not_the_day_is_unreadable_altogether(tmp_path, rows, faults):
+    staged = stage_bytes(tmp_path, "tariff", readings(*rows, "b,2025-05-01,,7,", header=HOURS))
+    assert faults_of(staged) == faults
+    assert staged.taken == 1
+
+
 def test_a_tariff_file_need_not_have_limits(tmp_path):
     staged = stage_bytes(tmp_path, "tariff", b"tariff,effective_on,price_tiyin_per_kwh\na,2025-05-01,5\n")
     assert (staged.taken, staged.refused) == (1, 0)

@@ -38,7 +38,7 @@ def account(name, **more):
         "account_id": name,
         "effective_at": START.isoformat(),
         "meter_id": f"M-{name}",
-        "district": ACCOUNTS[name],
+        "district": ACCOUNTS.get(name, "d"),
         "tariff": "household",
         "opening_balance_tiyin": 1_000_000_000,
         "opening_register_wh": 0,
@@ -121,11 +121,12 @@ def test_a_meter_whose_supply_is_cut_is_not_stuck_and_one_that_has_it_back_stand
     assert stuck["still_since"] == (START + 6 * DAY + HOUR).astimezone(dt.UTC).isoformat()
 
 
-def tell_supply(home, n, state, at):
-    """An event that the supply of the stuck meter is so, as if settle had written it; loaded and published."""
+def tell_supply(home, n, state, at, account_id="stuck"):
+    """An event that a meter's supply is so, as if settle had written it; loaded and published."""
     with open_published(home) as con:
-        ((partition,),) = con.execute("SELECT partition FROM balances WHERE account_id = 'stuck'").fetchall()
-    values = {"ordinal": 10**6, "n": n, "account_id": "stuck", "changed_at": at, "state": state, "cause": "credit"}
+        sql = "SELECT partition FROM balances WHERE account_id = ?"
+        ((partition,),) = con.execute(sql, [account_id]).fetchall()
+    values = {"ordinal": 10**6, "n": n, "account_id": account_id, "changed_at": at, "state": state, "cause": "credit"}
     schema = EVENT_SCHEMAS["supply_state"]
     columns = {
         name: pa.array([values[name]], schema.field(name).type if name in schema.names else None) for name in values
@@ -190,3 +191,129 @@ def test_a_home_without_a_tick_has_nothing_that_could_be_late(tmp_path):
     assert "No tick" in call(home.path, "health")[1]
     found = ask(home.path, "health")
     assert (found["at"], found["silent"], found["read_rates"]) == (None, [], [])
+
+
+# ---- use held against intervals, and against its own past ---------------------------------------------------------------
+
+BEGIN, WEEKS = START + 10 * DAY, 5  # a home of its own, of five whole weeks
+LAST = BEGIN + WEEKS * 7 * DAY
+HALF = HOUR / 2
+WEEKEND_WH = 4_000  # a quarter of a day of "usual", who uses more on Saturday and Sunday; on other days it is 2,000
+
+
+def quarter_wh(name, k):
+    """What a meter uses in the k-th quarter of a day, by hand."""
+    at = BEGIN + k * 6 * HOUR
+    recent = at >= LAST - 7 * DAY
+    usual = WEEKEND_WH if at.isoweekday() > 5 else 2_000
+    return {"low": 900 if recent else usual, "high": 3 * usual if recent else usual}.get(name, usual)
+
+
+def halves_of_the_last_day(name, register_wh):
+    """Half-hours of 100 Wh, and the meter's own intervals, true but for those of "sums" and "few"."""
+    for k in range(1, 49):
+        use = 2_500 if (name, k) == ("peak", 20) else 100
+        register_wh += use
+        interval = 110 if name == "sums" else 102 if name == "few" else use
+        if not (name == "lost" and k == 30):
+            yield reading(name, LAST - DAY + k * HALF, register_wh, interval_wh=interval)
+
+
+def use_of(name):
+    register_wh = 0
+    for k in range((WEEKS * 7 - 1) * 4):
+        register_wh += quarter_wh(name, k)
+        yield reading(name, BEGIN + (k + 1) * 6 * HOUR, register_wh)
+    yield from halves_of_the_last_day(name, register_wh)
+
+
+USED = ("usual", "low", "high", "peak", "sums", "few", "lost")
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """Five weeks of meters whose use and intervals are in doubt; not to be changed."""
+    folder = tmp_path_factory.mktemp("used")
+    home = new_home(folder / "home")
+    begun = {"effective_at": BEGIN.isoformat()}
+    accounts = [account(name, **begun) for name in USED]
+    ingest_files(
+        home,
+        [
+            given(folder, "account", accounts),
+            given(folder, "reading", [row for name in USED for row in use_of(name)]),
+        ],
+    )
+    settle(home)
+    load_and_publish(home)
+    return home
+
+
+def test_use_is_held_against_the_same_weekdays_before(used):
+    # Six days of 3,600 Wh and one of 4,800; usually five weekdays of 8,000 Wh and two of 16,000.
+    found = {m["account_id"]: m for m in ask(used.path, "health")["unusual_usage"]}
+    assert set(found) == {"low", "high"}
+    assert found["low"]["usage_wh_per_day"] == round((6 * 3_600 + 4_800) / 7)
+    assert found["low"]["usual_wh_per_day"] == round(72_000 / 7)
+    assert found["low"]["percent"] == round(100 * (6 * 3_600 + 4_800) / 72_000)
+    assert names(ask(used.path, "health", "--high-percent", 300)["unusual_usage"]) == ["low"]
+    assert names(ask(used.path, "health", "--low-percent", 30)["unusual_usage"]) == ["high"]
+
+
+def test_one_without_enough_of_a_past_is_not_said_to_be_unusual(home):
+    assert ask(home.path, "health")["unusual_usage"] == []
+
+
+def test_days_without_supply_do_not_make_use_low(used, tmp_path):
+    cut = copied(used, tmp_path / "cut")
+    load_and_publish(cut)
+    tell_supply(cut, 0, "disconnected", LAST - 7 * DAY + HOUR, "low")
+    assert names(ask(cut.path, "health")["unusual_usage"]) == ["high"]
+
+
+def test_a_half_hour_far_above_the_third_highest_of_its_day_is_a_spike(used):
+    (spike,) = ask(used.path, "health")["usage_spikes"]
+    assert (spike["account_id"], spike["peak_wh"], spike["third_wh"]) == ("peak", 2_500, 100)
+    assert spike["peak_at"] == (LAST - DAY + 10 * HOUR).astimezone(dt.UTC).isoformat()
+    with open_published(used) as con:
+        assert con.execute("SELECT count(*) FROM usage_spikes(ratio := 25.1)").fetchone() == (0,)
+        assert con.execute("SELECT count(*) FROM usage_spikes(ratio := 24.9)").fetchone() == (1,)
+
+
+def test_intervals_that_do_not_come_to_the_registers_advance_are_found_where_all_are_there(used):
+    # 48 × 110 Wh against 4,800; 48 × 102 is 96 Wh too much, within 100; the day of "lost" lacks an interval.
+    (off,) = ask(used.path, "health")["sum_checks"]
+    assert (off["account_id"], off["intervals_wh"], off["register_advance_wh"]) == ("sums", 5_280, 4_800)
+    assert off["difference_wh"] == 480
+    assert off["day"] == (LAST - DAY).date().isoformat()
+    with open_published(used) as con:
+        sql = "SELECT account_id FROM sum_checks(tolerance_wh := 90, tolerance_percent := 0.5)"
+        assert con.execute(sql).fetchall() == [("sums",), ("few",)]
+        assert con.execute("SELECT count(*) FROM sum_checks(tolerance_percent := 10)").fetchone() == (0,)
+
+
+def test_intervals_change_nothing_of_what_becomes_of_readings(used):
+    with open_published(used) as con:
+        kept = "SELECT count(*), count(interval_wh) FROM readings WHERE account_id = 'sums'"
+        assert con.execute(kept).fetchone() == ((WEEKS * 7 - 1) * 4 + 48, 48)
+        charged = con.execute(
+            "SELECT account_id, usage_wh FROM balances WHERE account_id IN ('sums', 'few')"
+        ).fetchall()
+        assert len({wh for _, wh in charged}) == 1
+        assert con.execute("SELECT count(*) FROM refused").fetchone() == (0,)
+
+
+def test_alarms_are_all_of_it_in_one_view(home, used):
+    with open_published(used) as con:
+        found = con.execute("SELECT alarm, account_id FROM alarms ORDER BY ALL").fetchall()
+    assert found == [
+        ("sum_check", "sums"),
+        ("unusual_usage", "high"),
+        ("unusual_usage", "low"),
+        ("usage_spike", "peak"),
+    ]
+    with open_published(home) as con:
+        kinds = con.execute("SELECT DISTINCT alarm FROM alarms ORDER BY 1").fetchall()
+        districts = con.execute("SELECT DISTINCT district FROM alarms WHERE alarm = 'read_rate'").fetchall()
+    assert kinds == [("clock",), ("doubtful",), ("read_rate",), ("silent",), ("stuck",)]
+    assert districts == [("d",)]

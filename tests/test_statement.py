@@ -13,29 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from accounting.records import RECORDS as CONTRACT
-from tests.core_harness import route
 from tests.in_process import ask, call
-from tests.oracle import journal_of
 from tests.random_records import random_records
 from tests.stories import local, microseconds
-from tests.warehouse_homes import ACCOUNT_PARTITIONS, History, history_of, load_and_publish
+from tests.warehouse_homes import history, history_of, load_and_publish, whole
 from warehouse.audit import open_published
 from warehouse.page import DAYS_ON_A_SHEET, render
 from warehouse.statement import Period, UnknownAccountError, make_statement
+from warehouse.story import read_story
+from warehouse.why import explain
 from warehouse.words import LANGUAGES, Words, read_words
 
 CASES = ("adversary-01", "one-rollover", "one-exchange")
 SEEDS = ((7, "all"), (8, "adversary"))
 VOID = {"meta", "link", "br", "rect"}
 NUMBER = re.compile(r"−?\d[\d \u00a0]*[.,]\d{2,3}(?!\d)")
-
-
-def history(path: Path, records: dict) -> History:
-    made = History(path)
-    made.append(route(journal_of(records), ACCOUNT_PARTITIONS))
-    load_and_publish(made.home)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +109,56 @@ RECORDS = {
 }
 
 
-def whole(records: dict) -> dict:
-    """Records with every column of their kind: absent ones have their default."""
-    return {
-        kind: [{c.name: c.default for c in CONTRACT[kind] if not c.internal} | row for row in rows]
-        for kind, rows in records.items()
-    }
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """One customer, told by hand: a month's turn between two readings, an exchange, an estimate that stands."""
     return history(tmp_path_factory.mktemp("plain") / "home", whole(RECORDS)).home
+
+
+NIGHT = "22:00-06:00"
+HOURS = (
+    ("06:00-09:00,17:00-22:00", None, 150_000),
+    ("09:00-17:00", None, 100_000),
+    (NIGHT, 1, 60_000),
+    (NIGHT, None, 90_000),
+)
+BY_HOURS = {
+    "tariff": [
+        {"tariff": "t", "effective_on": date(2025, 1, 1), "hours": h, "block_upto_kwh": u, "price_tiyin_per_kwh": p}
+        for h, u, p in HOURS
+    ],
+    "account": [
+        {**RECORDS["account"][0], "effective_at": microseconds(local("2025-05-31 21:00")), "opening_register_wh": 0}
+    ],
+    "reading": [
+        {"meter_id": "M-1", "read_at": microseconds(local(at)), "register_wh": wh, "status": None}
+        for at, wh in (("2025-05-31 23:00", 800), ("2025-06-01 05:00", 2_000), ("2025-06-01 07:00", 2_600))
+    ],
+}
+
+
+def test_usage_by_the_hour_stands_by_block_and_hours(tmp_path):
+    """400 Wh of peak and 600 of the night in May; in June 1,300 of the night, 300 of them above a kWh, and 300 of peak."""
+    home = history(tmp_path / "home", whole(BY_HOURS)).home
+    with open_published(home) as con:
+        page, june = make_statement(con, "A-1"), make_statement(con, "A-1", date(2025, 6, 1))
+        sentences = explain(read_story(con, "A-1"))
+    (usage,) = page.blocks
+    assert [(b.hours, b.above_kwh, b.usage_wh, -b.amount_tiyin) for b in usage.blocks] == [
+        ("06:00-09:00,17:00-22:00", 0, 700, 105_000),
+        (NIGHT, 0, 1_600, 96_000),
+        (NIGHT, 1, 300, 27_000),
+    ]
+    assert (page.adds_up, page.explained, june.adds_up, june.explained) == (True,) * 4
+    assert [(b.usage_wh, -b.amount_tiyin) for b in june.blocks[0].blocks] == [
+        (300, 45_000),
+        (1_000, 60_000),
+        (300, 27_000),
+    ]
+    shown = render(page, "en")
+    assert "06:00–09:00, 17:00–22:00" in shown
+    assert "22:00–06:00: 0–1" in shown
+    assert any("22:00–06:00: 600 soum a kWh up to 1 kWh, 900 soum beyond" in s.text for s in sentences)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -148,7 +178,7 @@ def test_every_word_of_the_table_is_used_and_none_is_missing():
         for path in ("warehouse/page.py", "warehouse/page.html", "warehouse/words.py", "hisob/commands/statement.py")
     )
     of_data = re.compile(
-        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading"
+        r"month_\d|sum_|supply_|opening$|payment$|reversal$|adjustment$|estimate_given_back|late_reading|refund_due|to_pay"
     )
     for key in read_words():
         said_by_data = of_data.match(key) or key in {"measured", "estimated", "interpolated"}

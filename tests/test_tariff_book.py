@@ -58,6 +58,7 @@ def file(tmp_path):
         ("commercial", "2023-09-30", [45_000]),
         ("commercial", "2023-10-01", [90_000]),
         ("commercial", "2025-05-01", [100_000]),
+        ("commercial_hours", "2025-05-01", [150_000, 100_000, 66_667]),
         ("state_funded", "2023-10-01", [100_000]),
         ("state_funded", "2025-06-01", [100_000]),
     ],
@@ -67,8 +68,22 @@ def test_the_shipped_book_has_the_price_of_each_decree(tariff, on, prices):
     assert [price for _, price in version.blocks] == prices
 
 
+def test_prices_by_the_hour_are_the_commercial_ones_by_half_more_and_by_a_third_less_to_the_tiyin():
+    for version in shipped_book():
+        if version.tariff == "commercial_hours":
+            commercial = in_force(shipped_book(), "commercial", version.effective_on).blocks[0][1]
+            peak, half_peak, night = (dict(blocks)[None] for blocks in version.lists().values())
+            assert (peak * 2, half_peak) == (commercial * 3, commercial)
+            assert abs(night * 3 - commercial * 2) <= 1  # the nearest whole tiyin
+            assert list(version.lists()) == ["06:00-09:00,17:00-22:00", "09:00-17:00", "22:00-06:00"]
+            assert ["Derived" in source for source in version.sources] == [True, False, True]
+            assert all("750 kVA" in source for source in version.sources)
+
+
 def test_what_was_derived_and_not_read_in_a_decree_says_so():
     for version in shipped_book():
+        if version.hours:
+            continue
         household = in_force(shipped_book(), "household", version.effective_on)
         for (limit, price), source in zip(version.blocks, version.sources, strict=True):
             assert source
@@ -116,6 +131,43 @@ def test_the_lines_of_a_quote_add_up_to_the_tiyin(usage, families):
     assert found.amount_tiyin == whole // 1000
 
 
+def test_a_quote_by_the_hour_is_shared_out_evenly_over_the_day_or_the_hours_asked_for(nowhere):
+    """900 kWh: eight hours each of peak, half-peak and night. In 20:00–23:00 two thirds are peak."""
+    asked = ("tariff", "quote", "--plan", "commercial_hours", "--on", "2025-05-01", "--kwh", 900)
+    found = ask(nowhere, *asked)
+    assert [(line["usage_wh"], line["amount_tiyin"]) for line in found["blocks"]] == [
+        (300_000, 45_000_000),
+        (300_000, 30_000_000),
+        (300_000, 20_000_100),
+    ]
+    evening = ask(nowhere, *asked, "--hours", "20:00-23:00")
+    assert [line["usage_wh"] for line in evening["blocks"]] == [600_000, 300_000]
+    assert (evening["hours"], evening["amount_tiyin"]) == ("20:00-23:00", 90_000_000 + 20_000_100)
+    page = " ".join(call(nowhere, *asked)[1].split())
+    assert "used evenly over the day" in page
+    assert "06:00–09:00, 17:00–22:00 every kWh 300 kWh × 1,500 450,000 soum" in page
+
+
+NIGHT_AND_DAY = ("22:00-06:00", "22:00-06:00", "06:00-22:00", "06:00-22:00", "06:00-22:00")
+
+
+@given(usage=st.integers(0, 10**8), families=st.integers(1, 5))
+def test_the_lines_of_a_quote_by_the_hour_add_up_whatever_blocks_its_hours_have(usage, families):
+    blocks = ((50, 30_001), (None, 40_000), (20, 70_000), (500, 90_000), (None, 100_003))
+    found = quote(Version("t", date(2025, 5, 1), blocks, hours=NIGHT_AND_DAY), usage, families)
+    assert sum(line.amount_tiyin for line in found.lines) == found.amount_tiyin
+    assert sum(line.usage_wh for line in found.lines) == usage
+    night = sum(line.usage_wh for line in found.lines if line.hours == "22:00-06:00")
+    assert abs(night * 3 - usage) <= 3 * 4  # a third, in at most four stretches
+    exact = 0
+    for share, own in ((8, blocks[:2]), (16, blocks[2:])):
+        left, low = usage, 0
+        for limit, price in own:
+            step = left if limit is None else min(left, limit * 1000 * families - low)
+            exact, left, low = exact + share * step * price, left - step, low + step
+    assert abs(found.amount_tiyin * 24_000 - exact) <= 24_000 * 4 * 71  # a Wh more or less in each stretch
+
+
 def test_the_page_of_a_quote_shows_the_lines_the_total_and_where_the_price_comes_from(nowhere):
     code, page = call(nowhere, "tariff", "quote", "--kwh", "201.5", "--on", "2025-05-01")
     assert code == 0
@@ -131,6 +183,7 @@ def test_the_page_of_a_quote_shows_the_lines_the_total_and_where_the_price_comes
         (("quote", "--kwh", "five"), 2, "is no usage"),
         (("quote", "--kwh", "1.2345"), 2, "is no usage"),
         (("quote", "--kwh", "9" * 30), 2, "is no usage"),
+        (("quote", "--kwh", "5", "--hours", "peak"), 2, "17:00-22:00"),
         (("quote", "--kwh", "5", "--on", "01.05.2025"), 2, "is no day"),
         (("quote", "--kwh", "5", "--on", "2025-02-30"), 2, "is no day"),
         (("quote", "--kwh", "5", "--plan", "hausehold"), 2, "household_stove"),
@@ -195,6 +248,38 @@ def test_each_fault_of_a_file_is_named(nowhere, file, lines, reason):
     path = file(*lines)
     assert ("fault", reason) in found_in(nowhere, path)
     assert call(nowhere, "tariff", "check", path)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason", "text"),
+    [
+        (["t,2025-01-01,,1,06:00-22:00"], "gap_in_hours", "00:00–06:00 and 22:00–24:00 has no price"),
+        (["t,2025-01-01,,1,06:00-22:00", "t,2025-01-01,,2,21:30-06:00"], "overlapping_hours", "21:30–22:00 has two"),
+        (["t,2025-01-01,,1,", "t,2025-01-01,,2,08:00-09:00"], "overlapping_hours", "08:00–09:00 has two prices"),
+        (["t,2025-01-01,,1,06:00-22:00", "t,2025-01-01,5,2,22:00-06:00"], "no_last_block", "2025-01-01, 22:00-06:00"),
+        (["t,2025-01-01,,1,06:00-22:00", "t,2025-01-01,,2,22:00-06:00"] * 2, "repeated_block", "rows 3 and 5"),
+        (["t,2025-01-01,,1,6-22", "t,2025-01-01,,2,22:00-06:00"], "unknown_value", "'6-22'"),
+    ],
+)
+def test_gaps_and_overlaps_of_hours_are_named_with_the_hours(nowhere, tmp_path, lines, reason, text):
+    path = tmp_path / "hours.csv"
+    path.write_text(HEADER.replace("\n", ",hours\n") + "".join(f"{line}\n" for line in lines))
+    assert ("fault", reason) in found_in(nowhere, path)
+    code, page = call(nowhere, "tariff", "check", path)
+    assert code == 1
+    assert text in page
+
+
+def test_a_sound_file_by_hours_is_clean_and_a_rise_is_found_at_whichever_hour_it_lies(nowhere, tmp_path):
+    path = tmp_path / "hours.csv"
+    rows = ["100000,09:00-17:00", "66667,22:00-06:00", '150000,"17:00-22:00,06:00-09:00"']
+    path.write_text(HEADER.replace("\n", ",hours\n") + "".join(f"commercial_hours,2025-06-01,,{row}\n" for row in rows))
+    assert found_in(nowhere, path) == []
+    path.write_text(
+        path.read_text().replace("66667,22:00-06:00", "80000,21:00-06:00").replace("17:00-22:00,", "17:00-21:00,")
+    )
+    assert found_in(nowhere, path) == [("warning", "steep_rise")]
+    assert "a kWh 00:00–06:00 costs 800 soum instead of 666.67" in call(nowhere, "tariff", "check", path)[1]
 
 
 def test_faults_of_one_version_are_all_told_and_with_their_rows(nowhere, file):

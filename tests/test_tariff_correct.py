@@ -11,7 +11,9 @@ import pytest
 
 from connectors.locks import is_held
 from connectors.log.sqlite import open_log
-from hisob.rerating import alone
+from hisob.rerating import alone, post
+from hisob.settings import load_settings
+from hisob.tariff_correction import correct, read_right
 from streams.ingest import ingest_files
 from tests.in_process import ask, call
 from tests.oracle import run
@@ -147,17 +149,9 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def correct_and_die(home, file, where):
-    """Correct, and be killed at this function: before it, or (with a +) right after what it does."""
-    from hisob import rerating
-
-    work = getattr(rerating, where.strip("+"))
-
-    def then_die(*arguments):
-        work(*arguments)
-        die()
-
-    with patch(f"hisob.rerating.{where.strip('+')}", then_die if where.endswith("+") else die):
+def correct_and_die(home, file):
+    """Correct, and be killed after the right versions are journalled and before anything is posted."""
+    with patch("hisob.rerating.post", die):
         call(home.path, "tariff", "correct", file)
 
 
@@ -170,17 +164,33 @@ def wrong(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("where", ["post", "post+"])
-def test_killed_anywhere_it_is_posted_once_also_with_another_ingest_in_between(wrong, tmp_path, where):
+def test_killed_before_it_was_posted_it_is_posted_once_also_with_another_ingest_in_between(wrong, tmp_path):
     home, right = copied(wrong, tmp_path / "home"), file_of(tmp_path, "right.csv", RIGHT)
-    process = start(correct_and_die, home, right, where)
+    process = start(correct_and_die, home, right)
     process.join(TIMEOUT_S)
     assert process.exitcode == -signal.SIGKILL
     ingest_files(home, [("reading", file_of(tmp_path, "later.csv", LATER))])
-    told = ask(home.path, "tariff", "correct", right)
-    assert len(told["adjustments"]) == (0 if where == "post+" else 1)
+    assert len(ask(home.path, "tariff", "correct", right)["adjustments"]) == 1
+    assert balances(home)["A"] == 100_000_000 - 5_000_000 - 36_000_000 - 8_000_000
+
+
+def test_interrupted_when_it_was_posted_and_not_settled_yet_it_is_not_posted_again(wrong, tmp_path):
+    home, right = copied(wrong, tmp_path / "home"), file_of(tmp_path, "right.csv", RIGHT)
+
+    def post_and_stop(*arguments):
+        post(*arguments)
+        raise KeyboardInterrupt
+
+    with patch("hisob.rerating.post", post_and_stop), pytest.raises(KeyboardInterrupt):
+        correct(home, *given(home, right), author="a", reason=None, dry_run=False)
+    ingest_files(home, [("reading", file_of(tmp_path, "later.csv", LATER))])
+    assert ask(home.path, "tariff", "correct", right)["adjustments"] == []
     assert balances(home)["A"] == 100_000_000 - 5_000_000 - 36_000_000 - 8_000_000
     assert ask(home.path, "query", "SELECT count(*) AS n FROM entries WHERE kind = 'adjustment'")[0]["n"] == 1
+
+
+def given(home, file):
+    return load_settings(home), read_right(file, home, 10)[0]
 
 
 def test_on_a_home_that_is_settled_live_it_waits_for_the_others(wrong, tmp_path):
@@ -233,7 +243,17 @@ def test_a_version_that_another_took_the_place_of_is_not_put_back_unseen(correct
 
 # ---- in SQL alone, against the model -----------------------------------------------------------------------------------
 
-STYLES = ("all", "adversary", "one-tariff", "one-late", "one-gap", "one-version", "one-estimate", "one-exchange")
+STYLES = (
+    "all",
+    "adversary",
+    "hours-all",
+    "one-tariff",
+    "one-late",
+    "one-gap",
+    "one-version",
+    "one-estimate",
+    "one-exchange",
+)
 
 
 def made_wrong(records, seed):
@@ -259,7 +279,9 @@ def made_wrong(records, seed):
 
 def versions_of(rows):
     found = {}
-    for row in sorted(rows, key=lambda r: (r["block_upto_kwh"] is None, r["block_upto_kwh"] or 0)):
+    for row in sorted(
+        rows, key=lambda r: (r.get("hours") or "", r["block_upto_kwh"] is None, r["block_upto_kwh"] or 0)
+    ):
         found.setdefault((row["tariff"], row["effective_on"]), []).append(row)
     return [
         Version(tariff, day, tuple({**row, "block": i, "blocks": len(own)} for i, row in enumerate(own)))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from accounting.partition import Partition
-from accounting.records import EVENT_SCHEMAS
+from accounting.records import EVENT_SCHEMAS, RECORDS
 from connectors.home import Home
 from connectors.log import NewRow
 from connectors.log.body import KIND_NUMBER, encode, pack
@@ -102,3 +102,19 @@ def load_and_publish(home: Home) -> loading.Loaded:
             publish.make_candidate(home)
             publish.publish(home)
     return loaded
+
+
+def history(path: Path, records: dict[str, Any]) -> History:
+    """A home with these records in it, loaded and published."""
+    made = History(path)
+    made.append(route(journal_of(records), ACCOUNT_PARTITIONS))
+    load_and_publish(made.home)
+    return made
+
+
+def whole(records: dict[str, Any]) -> dict[str, Any]:
+    """Records with every column of their kind: absent ones have their default."""
+    return {
+        kind: [{c.name: c.default for c in RECORDS[kind] if not c.internal} | row for row in rows]
+        for kind, rows in records.items()
+    }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import duckdb
 
 TASHKENT = dt.timezone(dt.timedelta(hours=5))
+CHANGES = ("version", "moved_out", "moved_in", "exchanged")
 NUMBERS = ("families", "register", "old_register", "new_register")
 # Refusals that are about whose a reading is, not about what it shows.
 WHOSE = ("not_yet_installed", "wrong_meter", "account_closed")
@@ -48,6 +49,8 @@ class Change:
     def parse(text: str) -> Change:
         """The change of such a text."""
         (kind, since), *rest = parse_qsl(text)
+        if kind not in CHANGES:
+            raise ValueError(kind)
         values = tuple((name, int(value) if name in NUMBERS else value) for name, value in rest)
         return Change(kind, dt.datetime.fromisoformat(since), values)
 
@@ -72,16 +75,22 @@ def put_accounts_right(con: duckdb.DuckDBPyConnection, accounts: Iterable[str]) 
         [f"{ACCOUNT}:", list(accounts)],
     )
     for account, text in found.fetchall():
-        put_account_right(con, account, Change.parse(text))
+        try:
+            change = Change.parse(text)
+        except (ValueError, KeyError) as error:
+            raise RerateError(
+                f"Account {account} has an adjustment {ACCOUNT}:{text} that says of no change: it was not posted by hisob rerate."
+                " Take it back by another adjustment of its own, and post what is due by hand."
+            ) from error
+        put_account_right(con, account, change)
 
 
 def put_account_right(con: duckdb.DuckDBPyConnection, account: str, change: Change) -> None:
     """Put one change into the account's rows of the overlay. Raises RerateError where it cannot be worked out."""
     own_account(con, account)
     look_at(con, account)
-    {"version": change_version, "moved_out": move_out, "moved_in": move_in, "exchanged": exchange}[change.kind](
-        con, account, change
-    )
+    work = {"version": change_version, "moved_out": move_out, "moved_in": move_in, "exchanged": exchange}
+    work[change.kind](con, account, change)
 
 
 def look_at(con: duckdb.DuckDBPyConnection, account: str) -> None:

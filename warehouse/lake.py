@@ -29,7 +29,7 @@ from accounting.records import EVENT_SCHEMAS, RECORD_SCHEMAS
 from connectors.log import body as log_body
 from connectors.small_files import sync
 from warehouse.errors import WarehouseError
-from warehouse.tables import LAKE, is_event, literal, quoted
+from warehouse.tables import LAKE, columns_of, is_event, literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -286,7 +286,7 @@ def merge(con: duckdb.DuckDBPyConnection, lake: Path, paths: list[str]) -> None:
     by = "account_id NULLS LAST, partition, ordinal" + (", n" if is_event(kind) else "")
     with whole_file(lake / path) as unfinished:
         con.execute(
-            f"COPY (FROM {read_parquet(lake, paths)} ORDER BY {by}) TO {literal(str(unfinished))} "
+            f"COPY (FROM ({files_sql(con, lake, kind, paths)}) ORDER BY {by}) TO {literal(str(unfinished))} "
             f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2, ROW_GROUP_SIZE {ROW_GROUP})"
         )
     con.execute(
@@ -334,8 +334,38 @@ def read_parquet(lake: Path, paths: Sequence[str]) -> str:
     return f"read_parquet([{files}], hive_partitioning = false)"
 
 
-def lake_sql(lake: Path, paths: Sequence[str], columns: Sequence[tuple[str, str, str]]) -> str:
-    """A query for the kind's rows in these files; typed and empty where there are none."""
-    if paths:
-        return f"SELECT {', '.join(quoted(name) for name, _, _ in columns)} FROM {read_parquet(lake, paths)}"
-    return f"SELECT {', '.join(f'NULL::{sql_type} AS {quoted(name)}' for name, sql_type, _ in columns)} WHERE false"
+def lake_sql(con: duckdb.DuckDBPyConnection, lake: Path, kind: str, *, after_load: int = 0) -> str:
+    """A query for the kind's rows in the files there are, of later loads only if asked; typed where there are none."""
+    return files_sql(con, lake, kind, live_files(con, kind, after_load=after_load))
+
+
+def files_sql(con: duckdb.DuckDBPyConnection, lake: Path, kind: str, paths: Sequence[str]) -> str:
+    """A query for the kind's rows in these files. What a file is older than stands there as null."""
+    found = con.execute(
+        """
+        SELECT f.path, list(a.column) FROM load.files f JOIN load.added_columns a ON a.kind = f.kind AND a.load >= f.last_load
+        WHERE list_contains($paths, f.path) GROUP BY f.path
+        """,
+        {"paths": list(paths)},
+    ).fetchall()
+    without = {path: frozenset(columns) for path, columns in found}
+    alike: dict[frozenset[str], list[str]] = {}
+    for path in paths:
+        alike.setdefault(without.get(path, frozenset()), []).append(path)
+    return " UNION ALL ".join(
+        f"{select(kind, missing)} FROM {read_parquet(lake, files)}" for missing, files in alike.items()
+    ) or empty_sql(kind)
+
+
+def empty_sql(kind: str) -> str:
+    """A query for no rows, with the kind's columns and types."""
+    return f"{select(kind, frozenset(name for name, _, _ in columns_of(kind)))} WHERE false"
+
+
+def select(kind: str, missing: frozenset[str]) -> str:
+    """The kind's columns as a query takes them, null where they are missing."""
+    columns = (
+        f"NULL::{sql_type} AS {quoted(name)}" if name in missing else quoted(name)
+        for name, sql_type, _ in columns_of(kind)
+    )
+    return f"SELECT {', '.join(columns)}"

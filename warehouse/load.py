@@ -24,10 +24,10 @@ import duckdb
 from connectors.locks import AlreadyRunningError, hold
 from connectors.log.sqlite import open_log
 from warehouse.errors import BusyError, WarehouseError, first_line
-from warehouse.lake import Slice, Taken, add_files, lake_sql, live_files, merge_files, slices, sweep, take_slice
+from warehouse.lake import Slice, Taken, add_files, lake_sql, merge_files, slices, sweep, take_slice
 from warehouse.payment_runs import make_run_tables, new_runs, take_run
-from warehouse.tables import columns_of, create_tables, fingerprint, log_of, quoted
-from warehouse.views import make_views
+from warehouse.tables import add_columns, create_later_tables, create_tables, fingerprint, log_of, quoted
+from warehouse.views import definitions_digest, make_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +98,7 @@ def load_logs(home: Home) -> Loaded:
                 rows["payment_reconciliation"] = len(runs)
             if records or runs:
                 note_load(con, number, records, covered, reach)
-            if follow_home(con, home) or records:
+            if follow_home(con, home) or records or definitions_of(con) != definitions_digest(journal.partitions):
                 make_views(con, home.lake.absolute(), journal.partitions, published.load)
             con.commit()
             con.execute("CHECKPOINT")
@@ -158,12 +158,20 @@ def open_warehouse(home: Home, partitions: int) -> Iterator[duckdb.DuckDBPyConne
             create_tables(con)
             con.execute("INSERT INTO load.contract VALUES (?, ?, ?, '')", [str(uuid4()), fingerprint(), partitions])
             con.commit()
-        if con.execute("SELECT fingerprint FROM load.contract").fetchone() != (fingerprint(),):
-            raise WarehouseError(
-                f"{home.warehouse} was made by another version of Hisob. The logs hold everything: move warehouse.duckdb "
-                "and lake/ away and load again."
-            )
+        follow_version(con, home)
         yield con
+
+
+def follow_version(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Let a warehouse that an older Hisob made have what has been added since."""
+    con.begin()
+    create_later_tables(con)
+    if con.execute("SELECT fingerprint FROM load.contract").fetchone() != (fingerprint(),) and not add_columns(con):
+        raise WarehouseError(
+            f"{home.warehouse} was made by another version of Hisob. The logs hold everything: move warehouse.duckdb "
+            "and lake/ away and load again."
+        )
+    con.commit()
 
 
 def covered_positions(con: duckdb.DuckDBPyConnection) -> Positions:
@@ -196,12 +204,22 @@ def lake_of(con: duckdb.DuckDBPyConnection) -> str:
     return str(lake)
 
 
+def definitions_of(con: duckdb.DuckDBPyConnection) -> str:
+    """What the views and macros were made by; nothing, if that was before it was noted."""
+    try:
+        (digest,) = con.execute("SELECT digest FROM load.definitions").fetchone() or ("",)
+    except duckdb.CatalogException:
+        return ""
+    return str(digest)
+
+
 @dataclass(frozen=True)
 class Published:
     """What the published database refers to. Up to `load` all has passed the expectations, and somebody may be reading it."""
 
     load: int = 0
     lake: str = ""
+    definitions: str = ""
     paths: frozenset[str] = frozenset()
 
 
@@ -211,7 +229,8 @@ def published_manifest(home: Home, warehouse: str) -> Published:
         with duckdb.connect(str(home.published), read_only=True) as con:
             live = con.execute("SELECT path FROM load.files WHERE retired_at IS NULL").fetchall()
             paths = frozenset(path for (path,) in live)
-            return Published(latest_load(con) if warehouse_id(con) == warehouse else 0, lake_of(con), paths)
+            number = latest_load(con) if warehouse_id(con) == warehouse else 0
+            return Published(number, lake_of(con), definitions_of(con), paths)
     except duckdb.Error:
         return Published()
 
@@ -260,10 +279,7 @@ def note_load(con: duckdb.DuckDBPyConnection, number: int, records: int, covered
 
 def keep_balances(con: duckdb.DuckDBPyConnection, lake: Path, number: int) -> None:
     """Make `balances` anew of the old ones and the entries, forecasts and supply states that this load took in."""
-    new = {
-        kind: lake_sql(lake, live_files(con, kind, after_load=number - 1), columns_of(kind))
-        for kind in ("entry", "forecast")
-    }
+    new = {kind: lake_sql(con, lake, kind, after_load=number - 1) for kind in ("entry", "forecast")}
     sql = files("warehouse").joinpath("balances.sql").read_text(encoding="utf-8")
     con.execute(f"CREATE OR REPLACE TEMP TABLE next_balances AS {sql.format(**new)}")
     con.execute("DELETE FROM main.balances")

@@ -23,7 +23,7 @@ import datetime as dt
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from warehouse.rerate import ACCOUNT, TARIFF, run_parts
 
@@ -149,8 +149,6 @@ def months_after(at: int, months: int) -> int:
 
 def rights_of(history: History, months: int, now: int) -> Iterator[Right]:
     """What is to be posted to an account now, right by right."""
-    if not all(s.blocks for s in history.stretches):
-        return  # prices by the time of day
     ends_at, ends_wh = -(2**62), 0  # of the right before
     for before, after in pairwise(history.stretches):
         if not gives_a_right(before, after) or (after.from_at < ends_at and after.from_wh < ends_wh):
@@ -251,28 +249,27 @@ def histories(con: duckdb.DuckDBPyConnection) -> Iterable[History]:
     found: dict[int, History] = {}
     for a, account, closed_at in con.execute(ACCOUNTS).fetchall():
         found[a] = History(account, closed_at=closed_at)
-    blocks = {number: blocks_of(rows) for number, rows in con.execute("SELECT list, blocks FROM price_list").fetchall()}
+    blocks: dict[int, Blocks] = {
+        number: tuple((row["upto_kwh"], row["price"]) for row in rows)
+        for number, rows in con.execute("SELECT list, blocks FROM price_list").fetchall()
+    }
     stretches: dict[int, list[Stretch]] = defaultdict(list)
     for a, *numbers, tariff, families, number in con.execute(STRETCHES).fetchall():
         from_at, to_at, from_wh, to_wh, low_wh = numbers
         stretches[a].append(Stretch(from_at, to_at, from_wh, to_wh, low_wh, tariff, families, blocks[number]))
     for a, own in stretches.items():
         found[a].stretches = own
-    for a, at, amount in con.execute(CREDITS).fetchall():
+    for a, at, amount in (row for row in con.execute(CREDITS).fetchall() if row[0] in found):
         found[a].credits.append((at, amount))
-    for a, adjustment_id, amount in con.execute(POSTED).fetchall():
+    for a, adjustment_id, amount in (row for row in con.execute(POSTED).fetchall() if row[0] in found):
         found[a].posted[adjustment_id] = amount
     return found.values()
 
 
-def blocks_of(rows: Iterable[dict[str, Any]]) -> Blocks:
-    """A price list as the auditor has it; nothing where there is more to a price than its block."""
-    if any(value is not None for row in rows for name, value in row.items() if name not in {"upto_kwh", "price"}):
-        return ()
-    return tuple((row["upto_kwh"], row["price"]) for row in rows)
-
-
-ACCOUNTS = "SELECT w.a, w.account_id, max(v.closed_at) FROM who w JOIN version v USING (a) GROUP BY ALL"
+# Where prices go by the hour, each hour's edge would be a rise.
+ACCOUNTS = """
+    SELECT w.a, w.account_id, max(v.closed_at) FROM who w JOIN version v USING (a) ANTI JOIN by_hours USING (a) GROUP BY ALL
+"""
 STRETCHES = """
     WITH stretches AS (
         SELECT a, at_us, total_wh, lead(at_us) OVER w AS to_at, lead(total_wh) OVER w AS to_wh
@@ -282,7 +279,7 @@ STRETCHES = """
     FROM stretches t
     JOIN schedule s ON s.a = t.a AND s.from_at <= t.at_us AND t.at_us < s.until_at
     JOIN month_start m ON m.a = t.a AND m.month = month_of(t.at_us) AND m.until = 9_000_000_000_000_000_000
-    WHERE t.to_at IS NOT NULL
+    WHERE t.to_at IS NOT NULL AND t.a NOT IN (SELECT a FROM by_hours)
     ORDER BY t.a, t.at_us
 """
 # What re-rating posted is in the bill already, as the overlay has it.

@@ -15,15 +15,19 @@ from warehouse.statement import by_month
 from warehouse.words import Words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import date
 
     from jinja2 import Template
 
     from warehouse.statement import Block, Line, Statement, Stretch, Usage
+    from warehouse.usage import DayUse
 
 DAYS_ON_A_SHEET = 34  # more are told by month
 LINES_AT_EASE = 38  # a page of more is set closer, to stay on its sheet
 SHADES = 5
+SHARE_MARKS = {"estimated": "≈", "interpolated": "÷", "measured": " "}  # as words.toml's days_legend explains them
+BlockKey = tuple[int, int | None, int, str | None]
 
 
 def render(page: Statement, language: str) -> str:
@@ -35,6 +39,7 @@ def render(page: Statement, language: str) -> str:
         words=words,
         rows=rows,
         by_months=by_months,
+        by_hours=by_hours(page),
         dense=lines_of(page, [usage for _, usage in rows]) > LINES_AT_EASE,
         chart=chart_of(page, [usage for _, usage in rows]),
         shade=shades(page),
@@ -42,6 +47,9 @@ def render(page: Statement, language: str) -> str:
         verdict=verdict(page),
         remark=remark,
         said_of=said_of,
+        share_name=share_name,
+        days_shared=any(usage.days for _, usage in rows),
+        final_text=final_text,
     )
 
 
@@ -66,10 +74,15 @@ def rows_of(page: Statement, words: Words, days_shown: int) -> tuple[list[tuple[
     return [(f"{name} {words['estimated_mark']}" if u.basis == "estimated" else name, u) for name, u in rows], by_months
 
 
+def by_hours(page: Statement) -> bool:
+    """Whether prices change with the hour: then a day is told without its blocks, or a month would not lie on a sheet."""
+    return any(b.hours is not None for u in page.blocks for b in u.blocks)
+
+
 def lines_of(page: Statement, usage: list[Usage]) -> int:
     """How many lines the page's tables come to, those side by side counted once."""
     by_block = sum(len(u.blocks) + (len(page.blocks) > 1) for u in page.blocks)
-    days = sum(1 if len(u.blocks) == 1 else 1 + len(u.blocks) for u in usage)
+    days = sum(len(u.days) + (1 if len(u.blocks) == 1 or by_hours(page) else 1 + len(u.blocks)) for u in usage)
     below = sum(len(part) + 2 for part in (page.estimates, page.corrections) if part)
     return len(page.registers) + max(by_block, len(page.credits)) + days // 2 + below
 
@@ -100,6 +113,17 @@ def said_of(line: Line, words: Words) -> str:
     if line.usage_wh:
         parts.append(f"{words.kwh(line.usage_wh)} {words['kwh']}")
     return " · ".join(parts)
+
+
+def share_name(share: DayUse, words: Words) -> str:
+    """A day of a stretch, with the mark of how its share was found."""
+    return f"{SHARE_MARKS[share.basis]} {words.day(share.day)}"
+
+
+def final_text(page: Statement, words: Words) -> str:
+    """What a closed account's balance comes to: to whom it is owed."""
+    said = words[page.final or "nothing_due"]
+    return f"{said} {words.soum(abs(page.closing_tiyin))} {words['soum']}" if page.closing_tiyin else said
 
 
 def remark(r: Stretch, words: Words) -> str:
@@ -140,15 +164,35 @@ class Chart:
     most_wh: int
 
 
-def shades(page: Statement) -> dict[tuple[int, int | None, int], int]:
-    """The shade of each block of the page: the lowest is the lightest."""
-    blocks = sorted({block_key(b) for u in page.blocks for b in u.blocks}, key=lambda key: (key[0], key[2]))
+def shades(page: Statement) -> dict[BlockKey, int]:
+    """The shade of each block of the page: the lowest, and of several the cheapest, is the lightest."""
+    keys = {block_key(b) for u in page.blocks for b in u.blocks}
+    blocks = sorted(keys, key=lambda key: (key[0], key[2], key[3] or ""))
     return {key: number * (SHADES - 1) // max(len(blocks) - 1, SHADES - 1) for number, key in enumerate(blocks)}
 
 
-def block_key(block: Block) -> tuple[int, int | None, int]:
+def block_key(block: Block) -> BlockKey:
     """What tells a block from others."""
-    return block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh
+    return block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh, block.hours
+
+
+def parts_of(u: Usage, blocks: list[tuple[int, int]]) -> Iterator[tuple[tuple[date, date], int, int, bool]]:
+    """What lies where on the chart: the days, Wh, shade, and whether it is no more than an estimate.
+
+    A stretch whose days' shares are known goes through its blocks day after day.
+    """
+    if not u.days:
+        for wh, of in blocks:
+            yield (u.first_day, u.last_day), wh, of, u.basis == "estimated"
+        return
+    left = [wh for wh, _ in blocks]
+    for share in u.days:
+        wanted = share.usage_wh
+        for i, (_, of) in enumerate(blocks):
+            taken = min(wanted, left[i])
+            if taken:
+                yield (share.day, share.day), taken, of, True
+            wanted, left[i] = wanted - taken, left[i] - taken
 
 
 def chart_of(page: Statement, usage: list[Usage]) -> Chart:
@@ -156,8 +200,8 @@ def chart_of(page: Statement, usage: list[Usage]) -> Chart:
     shade = shades(page)
     stacks: dict[tuple[date, date], list[tuple[int, int, bool]]] = {}
     for u in usage:
-        parts = stacks.setdefault((u.first_day, u.last_day), [])
-        parts += [(b.usage_wh, shade[block_key(b)], u.basis == "estimated") for b in u.blocks]
+        for key, wh, of, estimated in parts_of(u, [(b.usage_wh, shade[block_key(b)]) for b in u.blocks]):
+            stacks.setdefault(key, []).append((wh, of, estimated))
     days = {key: (key[1] - key[0]).days + 1 for key in stacks}
     most_wh = max((sum(wh for wh, *_ in parts) / days[key] for key, parts in stacks.items()), default=0)
     first = min([page.first_day, *(key[0] for key in stacks)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from connectors.small_files import sync
-from warehouse.load import latest_load, published_manifest, warehouse_id
+from warehouse.load import definitions_of, latest_load, published_manifest, warehouse_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +49,9 @@ def published_load(home: Home) -> int:
 
 
 def is_published(home: Home) -> bool:
-    """Whether the published database is of the warehouse's latest load, and finds the lake where it lies."""
+    """Whether the published database is of the warehouse's latest load and views, and finds the lake where it lies."""
     with duckdb.connect(str(home.warehouse), read_only=True) as con:
-        latest, name = latest_load(con), warehouse_id(con)
+        latest, name, views = latest_load(con), warehouse_id(con), definitions_of(con)
     published = published_manifest(home, name)
-    return published.load == latest and published.lake == str(home.lake.absolute())
+    stands = (published.load, published.lake, published.definitions)
+    return stands == (latest, str(home.lake.absolute()), views)

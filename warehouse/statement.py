@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accounting.calendar import US_PER_DAY, UTC_OFFSET_US
+from accounting.calendar import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, UTC_OFFSET_US
+from accounting.hours import parse_hours
 from accounting.moments import moment_of
 from accounting.records import RECORDS, render_id
 from warehouse.errors import WarehouseError
 from warehouse.tables import quoted
+from warehouse.usage import DayUse, read_days
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 TASHKENT = timezone(timedelta(microseconds=UTC_OFFSET_US))
 Blocks = tuple[tuple[int | None, int], ...]  # (limit in kWh, price in tiyin per kWh)
+Details = dict[
+    tuple[int, int | None], dict[str, str]
+]  # by the ordinal of an entry, and its n where only that one is meant
+PriceList = tuple[str | None, Blocks]  # the hours of the day it holds in, None: all
 
 
 class UnknownAccountError(WarehouseError):
@@ -44,18 +50,24 @@ class UnknownAccountError(WarehouseError):
 
 @dataclass(frozen=True)
 class Block:
-    """Usage within one block of a tariff, and what it cost. Its limits, those for the account's families; upto None: none."""
+    """Usage within one block of a tariff, and what it cost. Its limits, those for the account's families; upto None: none.
+    hours: those of the day it holds in, where not in all.
+    """
 
     above_kwh: int
     upto_kwh: int | None
     price_tiyin_per_kwh: int
     usage_wh: int
     amount_tiyin: int
+    hours: str | None = None
 
 
 @dataclass
 class Usage:
-    """Usage of a day, or of a stretch between two readings. rest_tiyin: what of the charge the blocks do not explain."""
+    """Usage of a day, or of a stretch between two readings, with what of it each of its days may have used (`days`).
+
+    rest_tiyin: what of the charge the blocks do not explain.
+    """
 
     first_day: date
     last_day: date
@@ -65,6 +77,7 @@ class Usage:
     amount_tiyin: int = 0
     blocks: list[Block] = field(default_factory=list)
     rest_tiyin: int = 0
+    days: list[DayUse] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,8 @@ class Stretch:
 class Statement:
     """The page. closing = opening + credits + usage + corrections, and likewise in Wh: usage_wh = the registers' difference +
     given_back_wh (estimates charged within the period that do not stand, less what was given back in it).
-    adds_up: so it is, and closing is the ledger's. usage_wh is net of what corrections gave back.
+    adds_up: so it is, and closing is the ledger's. usage_wh is net of what corrections gave back. final: of an account that
+    was closed by the page's end, what the closing balance is: refund_due, to_pay or nothing_due.
     """
 
     account_id: str
@@ -141,6 +155,8 @@ class Statement:
     meter_id: str
     tariff: str
     families: int
+    closed_at: datetime | None
+    final: str | None
     opening_tiyin: int
     closing_tiyin: int
     registers: list[Stretch]
@@ -186,14 +202,15 @@ def make_statement(
     ledger = read_ledger(con, account)
     if not len(ledger.ordinal):
         raise UnknownAccountError(f"Account {account_id} has no entries yet.")
-    first, last = (Period.of_month(month) if month else period or Period()).bounded(ledger)
+    wanted = Period.of_month(month) if month else period or Period()
+    first, last = wanted.bounded(ledger)
     start, end = start_of(first), start_of(last + timedelta(days=1))
     within = (ledger.value_at >= start) & (ledger.value_at < end)
     later_tiyin = int(ledger.amount[ledger.value_at >= end].sum())
     opening_tiyin = int(ledger.amount[ledger.value_at < start].sum())
     closing_tiyin = account["balance_tiyin"] - later_tiyin
     prices, late = read_prices(con, account, ledger), late_readings(con, account, ledger)
-    usage = usage_by_day(ledger, prices, late, within)
+    usage = usage_by_day(ledger, prices, late, within, lambda: read_days(con, account_id))
     credited = lines(ledger, within & ledger.is_credit, read_credits(con, account))
     corrections = lines(ledger, within & (ledger.kind == "correction"), late_details(late))
     sums = [sum(line.amount_tiyin for line in part) for part in (credited, usage, corrections)]
@@ -201,6 +218,8 @@ def make_statement(
     registers = read_registers(con, account, ledger, standing, start, end)
     registers_wh, usage_wh = sum(r.usage_wh for r in registers), int(ledger.usage_wh[within].sum())
     given_back_wh = int(ledger.usage_wh[within & ledger.by_estimate & ~standing].sum())
+    closed_at = None if account["closed_at"] is None else account["closed_at"].astimezone(TASHKENT)
+    is_final = closed_at is not None and (wanted.last_day is None or moment(end) >= closed_at)
     version = in_force(prices.accounts, max(end - 1, int(ledger.value_at.min())), LAST)
     return Statement(
         account_id=account_id,
@@ -211,6 +230,8 @@ def make_statement(
         meter_id=registers[-1].meter_id if registers else account["meter_id"],
         tariff=version.tariff if version else account["tariff"],
         families=version.families if version else account["families"],
+        closed_at=closed_at,
+        final=final_of(closing_tiyin) if is_final else None,
         opening_tiyin=opening_tiyin,
         closing_tiyin=closing_tiyin,
         registers=registers,
@@ -233,12 +254,17 @@ def make_statement(
     )
 
 
+def final_of(closing_tiyin: int) -> str:
+    """What the balance of a closed account is to the customer."""
+    return "refund_due" if closing_tiyin > 0 else "to_pay" if closing_tiyin < 0 else "nothing_due"
+
+
 def look_up(con: duckdb.DuckDBPyConnection, account_id: str) -> dict[str, Any]:
     """The account as it stands: its balance, and the latest version taken. Raises UnknownAccountError."""
     found = con.execute(
         """
-        SELECT b.*, a.meter_id, a.district, a.tariff, coalesce(a.families, 1) AS families, a.closed_at,
-            a.language
+        SELECT b.*, a.meter_id, a.district, a.tariff, coalesce(a.families, 1) AS families,
+            max(a.closed_at) OVER () AS closed_at, a.language
         FROM main.balances b
         LEFT JOIN journal.account a ON a.account_id = b.account_id AND a.partition = b.partition AND NOT EXISTS (
             FROM events.refused r WHERE r.record_kind = 'account' AND r.partition = a.partition AND r.ordinal = a.ordinal
@@ -324,7 +350,7 @@ class Version:
     effect_at: int
     tariff: str
     families: int = 1
-    blocks: Blocks = ()
+    lists: tuple[PriceList, ...] = ()
 
 
 @dataclass
@@ -336,29 +362,37 @@ class Prices:
 
     def blocks(
         self, at: NDArray[np.int64], ordinal: NDArray[np.int64]
-    ) -> tuple[list[Blocks | None], NDArray[np.int64]]:
+    ) -> tuple[list[PriceList | None], NDArray[np.int64]]:
         """For each moment and arrival the blocks (limit in kWh, price) in force, the limits times the families: those
         there are, and which of them.
 
-        Nothing changes between two changes or two arrivals, so it is found once for each pair of places among them.
+        Nothing changes between two changes, two arrivals and two edges of hours, so it is found once for each place
+        among them.
         """
         versions = [*self.accounts, *self.tariffs]
         moments, arrivals = (sorted({getattr(v, name) for v in versions}) for name in ("effect_at", "ordinal"))
         place = np.searchsorted(moments, at, "right") * (len(arrivals) + 1) + np.searchsorted(
             arrivals, ordinal, "right"
         )
+        edges = sorted({first for t in self.tariffs for hours, _ in t.lists for first, _ in parse_hours(hours)})
+        if len(edges) > 1:
+            place = place * (len(edges) + 1) + np.searchsorted(edges, minute_of(at), "right")
         _, first, which = np.unique(place, return_index=True, return_inverse=True)
         found = [self._blocks(int(at[i]), int(ordinal[i])) for i in first]
         return found, which
 
-    def _blocks(self, at: int, ordinal: int) -> Blocks | None:
+    def _blocks(self, at: int, ordinal: int) -> PriceList | None:
         account = in_force(self.accounts, at, ordinal)
         if account is None:
             return None
         tariff = in_force([t for t in self.tariffs if t.tariff == account.tariff], at, ordinal)
         if tariff is None:
             return None
-        return tuple((None if upto is None else upto * account.families, price) for upto, price in tariff.blocks)
+        for hours, blocks in tariff.lists:
+            if any(first <= minute_of(at) < end for first, end in parse_hours(hours)):
+                limits = (None if upto is None else upto * account.families for upto, _ in blocks)
+                return hours, tuple(zip(limits, (price for _, price in blocks), strict=True))
+        return None
 
 
 def in_force(versions: list[Version], at: int, ordinal: int) -> Version | None:
@@ -382,13 +416,13 @@ def read_prices(con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledger:
     ).fetchall()
     tariffs = con.execute(
         """
-        SELECT min(arrived), epoch_us(effective_on::TIMESTAMP) - $offset, tariff, limits, prices FROM (
-            SELECT tariff, effective_on, max(ordinal) AS arrived,
+        SELECT min(arrived), epoch_us(effective_on::TIMESTAMP) - $offset, tariff, hours, limits, prices FROM (
+            SELECT tariff, effective_on, max(ordinal) AS arrived, list(hours ORDER BY ordinal) AS hours,
                 list(block_upto_kwh ORDER BY ordinal) AS limits, list(price_tiyin_per_kwh ORDER BY ordinal) AS prices
             FROM (SELECT *, ordinal - block AS version FROM journal.tariff WHERE partition = $partition)
             WHERE list_contains($tariffs, tariff)
             GROUP BY tariff, effective_on, version
-        ) GROUP BY tariff, effective_on, limits, prices ORDER BY 1
+        ) GROUP BY tariff, effective_on, hours, limits, prices ORDER BY 1
         """,
         {
             "partition": account["partition"],
@@ -404,10 +438,18 @@ def read_prices(con: duckdb.DuckDBPyConnection, account: dict[str, Any], ledger:
             for o, own, tariff, families in accounts
         ],
         [
-            Version(o, own, settled.effect_of(o, own), tariff, blocks=tuple(zip(limits, prices, strict=True)))
-            for o, own, tariff, limits, prices in tariffs
+            Version(o, own, settled.effect_of(o, own), tariff, lists=price_lists(*columns))
+            for o, own, tariff, *columns in tariffs
         ],
     )
+
+
+def price_lists(hours: list[str | None], limits: list[int | None], prices: list[int]) -> tuple[PriceList, ...]:
+    """The rows of a version as lists of blocks, by the hours they hold in."""
+    found: dict[str | None, Blocks] = {}
+    for held, limit, price in zip(hours, limits, prices, strict=True):
+        found[held] = (*found.get(held, ()), (limit, price))
+    return tuple(found.items())
 
 
 class Settled:
@@ -454,18 +496,24 @@ class LateReading:
 
 
 def usage_by_day(
-    ledger: Ledger, prices: Prices, late: dict[int, LateReading], within: NDArray[np.bool_]
+    ledger: Ledger,
+    prices: Prices,
+    late: dict[int, LateReading],
+    within: NDArray[np.bool_],
+    days_of_pieces: Callable[[], dict[tuple[int, int], list[DayUse]]],
 ) -> list[Usage]:
     """Walk through the account's entries, counting the month's use, and gather what lies `within` by day and block.
 
     A run is usage of one day at one price without a break; its cost is one difference, as the sum of its pieces' is. A piece
-    of up to a day belongs to the day it ends on.
+    belongs to the day it ends on; one longer than a day, or over a gap, to all its days, and `days_of_pieces` tells their
+    shares.
     """
     days: dict[tuple[int, int, str | None, str], list[tuple[int, int, int, Any]]] = {}
+    pieces: dict[tuple[int, int, str | None, str], list[tuple[int, int]]] = {}
     month, month_wh, estimate = -1, 0, None
     starts_on = (ledger.from_at + UTC_OFFSET_US) // US_PER_DAY
     to_day = (ledger.to_at - 1 + UTC_OFFSET_US) // US_PER_DAY
-    from_day = np.where(ledger.to_at - ledger.from_at > US_PER_DAY, starts_on, to_day)
+    from_day = np.where(ledger.to_at - ledger.from_at > longest_of_a_day(ledger), starts_on, to_day)
     months = (starts_on.astype("datetime64[D]")).astype("datetime64[M]").astype(np.int64)
     in_force_then, which = prices.blocks(ledger.from_at, ledger.ordinal)
     columns: list[NDArray[Any]] = [ledger.kind, ledger.tariff, from_day, to_day, months, within, which]
@@ -492,12 +540,27 @@ def usage_by_day(
         else:
             month, month_wh, estimate = in_month, before_wh + usage_wh, None
         if wanted:
-            runs = days.setdefault((first, last, tariff, basis if of_estimate else "measured"), [])
+            day = first, last, tariff, basis if of_estimate else "measured"
+            if first < last:  # then the run is one entry
+                pieces.setdefault(day, []).append((int(ledger.ordinal[i]), int(ledger.n[i])))
+            runs = days.setdefault(day, [])
             if runs and runs[-1][1] == before_wh and runs[-1][3] is blocks:
                 runs[-1] = (runs[-1][0], before_wh + usage_wh, runs[-1][2] + amount, blocks)
             else:
                 runs.append((before_wh, before_wh + usage_wh, amount, blocks))
-    return [gather(*day, runs) for day, runs in sorted(days.items(), key=lambda item: item[0][:2])]
+    shares = days_of_pieces() if pieces else {}
+    found = []
+    for day, runs in sorted(days.items(), key=lambda item: item[0][:2]):
+        found.append(gather(*day, runs))
+        found[-1].days = [share for piece in pieces.get(day, ()) for share in shares.get(piece, ())]
+    return found
+
+
+def longest_of_a_day(ledger: Ledger) -> int:
+    """How long a step may be to count with the day it ends on: one and a half times the usual, but an hour to a day (µs)."""
+    measured = (ledger.kind == "usage") & (ledger.basis == "measured")
+    usual = np.median((ledger.to_at - ledger.from_at)[measured]) if measured.any() else US_PER_DAY
+    return int(min(max(usual * 1.5, US_PER_HOUR), US_PER_DAY))
 
 
 def run_starts(plain: NDArray[np.bool_], columns: list[NDArray[Any]]) -> NDArray[np.int64]:
@@ -514,22 +577,24 @@ def gather(first: int, last: int, tariff: str | None, basis: str, runs: list[tup
     for from_wh, to_wh, amount, blocks in runs:
         usage.usage_wh += to_wh - from_wh
         usage.amount_tiyin += amount
-        charged = (replace(b, amount_tiyin=-b.amount_tiyin) for b in split(blocks or (), from_wh, to_wh))
+        hours, of_hours = blocks or (None, ())
+        charged = (replace(b, amount_tiyin=-b.amount_tiyin, hours=hours) for b in split(of_hours, from_wh, to_wh))
         usage.blocks = add_blocks(usage.blocks, charged)
     usage.rest_tiyin = usage.amount_tiyin - sum(block.amount_tiyin for block in usage.blocks)
     return usage
 
 
 def add_blocks(blocks: Iterable[Block], more: Iterable[Block]) -> list[Block]:
-    """Blocks put together, those of the same limits and price into one."""
-    found: dict[tuple[int, int | None, int], Block] = {}
+    """Blocks put together, those of the same hours, limits and price into one."""
+    found: dict[tuple[int, int | None, int, str | None], Block] = {}
     for block in chain(blocks, more):
-        key = block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh
-        old = found.get(key)
-        found[key] = (
-            block if old is None else Block(*key, old.usage_wh + block.usage_wh, old.amount_tiyin + block.amount_tiyin)
-        )
-    return sorted(found.values(), key=lambda block: block.above_kwh)
+        key = block.above_kwh, block.upto_kwh, block.price_tiyin_per_kwh, block.hours
+        if (old := found.get(key)) is not None:
+            usage_wh, amount_tiyin = old.usage_wh + block.usage_wh, old.amount_tiyin + block.amount_tiyin
+            found[key] = replace(block, usage_wh=usage_wh, amount_tiyin=amount_tiyin)
+        else:
+            found[key] = block
+    return sorted(found.values(), key=lambda block: (block.hours or "", block.above_kwh))
 
 
 def sum_up(usage: Iterable[Usage], part_of: Callable[[Usage], Any]) -> list[Usage]:
@@ -804,44 +869,54 @@ def read_known_until(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) ->
 # ---- the other lines -------------------------------------------------------------------------------------------------
 
 
-def read_credits(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> dict[int, dict[str, str]]:
-    """What is known of a payment or adjustment, by the ordinal of its record."""
+def read_credits(con: duckdb.DuckDBPyConnection, account: dict[str, Any]) -> Details:
+    """What is known of a payment or adjustment, by where its entry lies: at its record; or, if that was held until the
+    account arrived, at the account's, right before the event that released it.
+    """
     found = con.execute(
         """
-        SELECT ordinal, channel, payment_id, reverses, NULL, NULL FROM journal.payment
-        WHERE account_id = $account AND partition = $partition
-        UNION ALL
-        SELECT ordinal, NULL, adjustment_id, NULL, reason, author FROM journal.adjustment
-        WHERE account_id = $account AND partition = $partition
+        WITH credit AS (
+            SELECT ordinal, channel, payment_id, reverses, NULL, NULL FROM journal.payment
+            WHERE account_id = $account AND partition = $partition
+            UNION ALL
+            SELECT ordinal, NULL, adjustment_id, NULL, reason, author FROM journal.adjustment
+            WHERE account_id = $account AND partition = $partition
+        ), released AS (
+            SELECT split_part(held_id, '-', 2)::BIGINT AS ordinal, ordinal AS at_ordinal, n - 1 AS at_n FROM events.released
+            WHERE partition = $partition AND outcome = 'settled' AND split_part(held_id, '-', 1) = $partition::VARCHAR
+        )
+        SELECT coalesce(at_ordinal, ordinal), at_n, COLUMNS(c.* EXCLUDE ordinal)
+        FROM credit c LEFT JOIN released USING (ordinal)
         """,
         {"account": account["account_id"], "partition": account["partition"]},
     ).fetchall()
     names = ("channel", "id", "reverses", "reason", "author")
     return {
-        ordinal: {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        for ordinal, *values in found
+        (ordinal, n): {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for ordinal, n, *values in found
     }
 
 
-def late_details(late: dict[int, LateReading]) -> dict[int, dict[str, str]]:
+def late_details(late: dict[int, LateReading]) -> Details:
     """Which reading made a correction."""
     return {
-        ordinal: {"read_at": moment(reading.read_at).isoformat(), "register_wh": str(reading.register_wh)}
+        (ordinal, None): {"read_at": moment(reading.read_at).isoformat(), "register_wh": str(reading.register_wh)}
         for ordinal, reading in late.items()
     }
 
 
-def lines(ledger: Ledger, which: NDArray[np.bool_], details: dict[int, dict[str, str]]) -> list[Line]:
+def lines(ledger: Ledger, which: NDArray[np.bool_], details: Details) -> list[Line]:
     """Entries as lines of the page, in order of time."""
     found = []
     for i in np.flatnonzero(which).tolist():
-        kind, known = ledger.kind[i], details.get(int(ledger.ordinal[i]), {})
+        ordinal, n = int(ledger.ordinal[i]), int(ledger.n[i])
+        kind, known = ledger.kind[i], details.get((ordinal, n), details.get((ordinal, None), {}))
         if kind == "correction":
             kind, known = ("estimate_given_back", {}) if ledger.basis[i] == "estimated" else ("late_reading", known)
         elif kind == "opening":
             known = {}
         at, usage_wh, amount = moment(ledger.to_at[i]), int(ledger.usage_wh[i]), int(ledger.amount[i])
-        entry_id = render_id(ledger.partition, int(ledger.ordinal[i]), int(ledger.n[i]))
+        entry_id = render_id(ledger.partition, ordinal, n)
         found.append(Line(entry_id, at, kind, usage_wh, amount, known))
     return sorted(found, key=lambda line: line.at)
 
@@ -854,6 +929,11 @@ def moment(us: int) -> datetime:
 def day_of(us: int) -> date:
     """The day in Asia/Tashkent that a moment lies in."""
     return moment(us).date()
+
+
+def minute_of(us: Any) -> Any:
+    """The minute of the day in Asia/Tashkent that a moment lies in, or each of several."""
+    return (us + UTC_OFFSET_US) % US_PER_DAY // US_PER_MINUTE
 
 
 def day_number(day: int) -> date:

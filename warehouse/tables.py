@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from accounting.records import EVENTS, RECORDS, Column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     import duckdb
 
@@ -140,6 +140,21 @@ LOAD_TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
         ),
     ),
 }
+# What warehouses made by an older Hisob do not have; made in them when it is wanted.
+LATER_TABLES: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
+    "added_columns": (
+        "Columns that came with a newer Hisob: files of the lake up to a load do not have them.",
+        (
+            ("kind", "VARCHAR", "Kind of the record or event."),
+            ("column", "VARCHAR", "The column."),
+            ("load", "INTEGER", "The latest load whose files are without it."),
+        ),
+    ),
+    "definitions": (
+        "What the views and macros were made by; one row.",
+        (("digest", "VARCHAR", "SHA-256 of their definitions."),),
+    ),
+}
 BALANCES_DOC = "Where each account stands: one row an account, kept up by each load from the entries it took in."
 BALANCES = (
     ("account_id", "VARCHAR", "The customer's account."),
@@ -202,10 +217,16 @@ def unit_of(name: str) -> str:
     return ""
 
 
-def fingerprint() -> str:
-    """A name for the shape of everything the warehouse keeps: another one cannot be loaded into."""
-    shape = [LAYOUT, {kind: [c[:2] for c in columns_of(kind)] for kind in VIEWS}, LOAD_TABLES, BALANCES]
-    return hashlib.sha256(repr(shape).encode()).hexdigest()
+def fingerprint(there_are: Mapping[str, Container[str]] | None = None) -> str:
+    """A name for the shape of everything the warehouse keeps: another one cannot be loaded into.
+
+    there_are: the columns of each kind that a warehouse made by an older Hisob has. What was not there yet is left out,
+    so it is the name which that one gave, if nothing else has changed since.
+    """
+    of_kind = {kind: [c[:2] for c in columns_of(kind)] for kind in VIEWS}
+    if there_are is not None:
+        of_kind = {k: [c for c in of_kind[k] if c[0] in there_are[k]] for k in of_kind if k in there_are}
+    return hashlib.sha256(repr([LAYOUT, of_kind, LOAD_TABLES, BALANCES]).encode()).hexdigest()
 
 
 def create_tables(con: duckdb.DuckDBPyConnection) -> None:
@@ -218,20 +239,57 @@ def create_tables(con: duckdb.DuckDBPyConnection) -> None:
     for name, (doc, columns) in LOAD_TABLES.items():
         create_table(con, f"load.{name}", doc, columns)
     create_table(con, "main.balances", BALANCES_DOC, BALANCES)
+    create_later_tables(con)
+
+
+def create_later_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """Make those of LATER_TABLES that are not there."""
+    found = con.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'load'").fetchall()
+    for name, (doc, columns) in LATER_TABLES.items():
+        if (name,) not in found:
+            create_table(con, f"load.{name}", doc, columns)
+
+
+def add_columns(con: duckdb.DuckDBPyConnection) -> bool:
+    """Give the warehouse the columns and kinds that came with a newer Hisob. False: it is of another shape altogether."""
+    there_are: dict[str, set[str]] = {}
+    for log, kind, column in con.execute(
+        "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE schema_name IN ('journal', 'events')"
+    ).fetchall():
+        if kind in VIEWS and log == log_of(kind):
+            there_are.setdefault(kind, set()).add(column)
+    if con.execute("SELECT fingerprint FROM load.contract").fetchone() != (fingerprint(there_are),):
+        return False
+    for kind, (_, doc) in VIEWS.items():
+        name, columns = f"{log_of(kind)}.{quoted(kind)}", columns_of(kind)
+        added = [c for c in columns if c[0] not in there_are.get(kind, ())]
+        if kind in LAKE:
+            sql = "INSERT INTO load.added_columns SELECT ?, ?, coalesce(max(load), 0) FROM load.loads"
+            for column, _, _ in added:
+                con.execute(sql, [kind, column])
+        elif kind not in there_are:
+            create_table(con, name, f"{doc} As they lie in the log.", columns)
+        else:
+            for column, sql_type, text in added:
+                con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {sql_type}")
+                con.execute(f"COMMENT ON COLUMN {name}.{quoted(column)} IS {literal(text)}")
+    con.execute("UPDATE load.contract SET fingerprint = ?", [fingerprint()])
+    return True
 
 
 def create_table(con: duckdb.DuckDBPyConnection, name: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> None:
     """One table with the comments of it and its columns."""
     columns = list(columns)
     con.execute(f"CREATE TABLE {name} ({', '.join(f'{quoted(c)} {sql_type}' for c, sql_type, _ in columns)})")
-    comment(con, "TABLE", name, doc, {c: text for c, _, text in columns})
+    for statement in comments("TABLE", name, doc, columns):
+        con.execute(statement)
 
 
-def comment(con: duckdb.DuckDBPyConnection, what: str, name: str, doc: str, columns: dict[str, str]) -> None:
-    """Say what a table or view and each of its columns means, where any DuckDB client shows it."""
-    con.execute(f"COMMENT ON {what} {name} IS {literal(doc)}")
-    for column, text in columns.items():
-        con.execute(f"COMMENT ON COLUMN {name}.{quoted(column)} IS {literal(text)}")
+def comments(what: str, name: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """The statements that say what a table or view and each of its columns means, where any DuckDB client shows it."""
+    yield f"COMMENT ON {what} {name} IS {literal(doc)}"
+    for column, _, text in columns:
+        yield f"COMMENT ON COLUMN {name}.{quoted(column)} IS {literal(text)}"
 
 
 def quoted(name: str) -> str:

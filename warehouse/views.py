@@ -5,19 +5,20 @@ Paths in them are absolute, so a copy of the database opens from any working dir
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from accounting.records import EVENT_ID, KEY, RECORDS
-from warehouse import health
-from warehouse.lake import lake_sql, live_files
+from warehouse import health, usage
+from warehouse.lake import empty_sql, lake_sql
 from warehouse.tables import (
     EVERY_PARTITION,
     LAKE,
     LOGS,
     VIEWS,
     columns_of,
-    comment,
+    comments,
     is_event,
     literal,
     log_of,
@@ -25,6 +26,7 @@ from warehouse.tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import duckdb
@@ -52,39 +54,49 @@ ID_DOC = "The event's id, partition-ordinal-n."
 
 def make_views(con: duckdb.DuckDBPyConnection, lake: Path, partitions: int, checked_load: int) -> None:
     """Make all macros and views anew. `checked_load`: the load up to which all has passed the expectations already."""
+
+    def rows_of(kind: str, after_load: int) -> str:
+        return lake_sql(con, lake, kind, after_load=after_load)
+
+    for statement in definitions(rows_of, partitions, checked_load):
+        con.execute(statement)
+    con.execute("DELETE FROM load.definitions")
+    con.execute("INSERT INTO load.definitions VALUES (?)", [definitions_digest(partitions)])
+
+
+def definitions_digest(partitions: int) -> str:
+    """A name for all macros and views, whatever files they read: another one means that they are to be made anew."""
+    statements = definitions(lambda kind, _: empty_sql(kind), partitions)
+    return hashlib.sha256("\n".join(statements).encode()).hexdigest()
+
+
+def definitions(rows_of: Callable[[str, int], str], partitions: int, checked_load: int = 0) -> Iterator[str]:
+    """The statements that make every macro and view. rows_of(kind, load): the query for what later loads put in the lake."""
     for signature, (sql, doc) in MACROS.items():
-        con.execute(f"CREATE OR REPLACE MACRO {signature} AS {sql}")
-        con.execute(f"COMMENT ON MACRO {signature.partition('(')[0]} IS {literal(doc)}")
+        yield f"CREATE OR REPLACE MACRO {signature} AS {sql}"
+        yield f"COMMENT ON MACRO {signature.partition('(')[0]} IS {literal(doc)}"
     for kind in LAKE:
         columns, doc = columns_of(kind), VIEWS[kind][1]
-        sql = lake_sql(lake, live_files(con, kind), columns)
-        make_view(con, f"{log_of(kind)}.{quoted(kind)}", sql, f"{doc} As they lie in the log.", columns)
-        sql = lake_sql(lake, live_files(con, kind, after_load=checked_load), columns)
-        make_view(con, f"load.new_{kind}", sql, f"{doc} Only those not checked by an earlier load.", columns)
+        name = f"{log_of(kind)}.{quoted(kind)}"
+        yield from view(name, rows_of(kind, 0), f"{doc} As they lie in the log.", columns)
+        new_doc = f"{doc} Only those not checked by an earlier load."
+        yield from view(f"load.new_{kind}", rows_of(kind, checked_load), new_doc, columns)
     for kind, (name, doc) in VIEWS.items():
-        make_view(con, f"main.{name}", view_sql(kind, partitions), doc, view_columns(kind))
-    make_view(
-        con,
-        "main.positions",
-        POSITIONS,
-        "How far this database has come in each partition of the logs.",
-        POSITIONS_COLUMNS,
-    )
-    make_view(con, "main.reconciliation", reconcile_sql(), RECONCILIATION_DOC, RECONCILIATION_COLUMNS)
-    con.execute(f"CREATE OR REPLACE MACRO cause_of(id) AS TABLE {cause_sql()}")
-    con.execute(f"COMMENT ON MACRO TABLE cause_of IS {literal(CAUSE_DOC)}")
-    make_view(con, "main.meters", health.METERS, health.METERS_DOC, health.METERS_COLUMNS)
-    for signature, (sql, doc) in health.MACROS.items():
-        con.execute(f"CREATE OR REPLACE MACRO {signature} AS TABLE {sql}")
-        con.execute(f"COMMENT ON MACRO TABLE {signature.partition('(')[0]} IS {literal(doc)}")
+        yield from view(f"main.{name}", view_sql(kind, partitions), doc, view_columns(kind))
+    yield from view("main.positions", POSITIONS, POSITIONS_DOC, POSITIONS_COLUMNS)
+    yield from view("main.reconciliation", reconcile_sql(), RECONCILIATION_DOC, RECONCILIATION_COLUMNS)
+    yield from view("main.meters", health.METERS, health.METERS_DOC, health.METERS_COLUMNS)
+    tables = {"cause_of(id)": (cause_sql(), CAUSE_DOC), **usage.macros(), **health.MACROS}
+    for signature, (sql, doc) in tables.items():
+        yield f"CREATE OR REPLACE MACRO {signature} AS TABLE {sql}"
+        yield f"COMMENT ON MACRO TABLE {signature.partition('(')[0]} IS {literal(doc)}"
+    yield from view("main.alarms", health.ALARMS, health.ALARMS_DOC, health.ALARMS_COLUMNS)
 
 
-def make_view(
-    con: duckdb.DuckDBPyConnection, name: str, sql: str, doc: str, columns: list[tuple[str, str, str]]
-) -> None:
-    """One view with its comments."""
-    con.execute(f"CREATE OR REPLACE VIEW {name} AS {sql}")
-    comment(con, "VIEW", name, doc, {column: text for column, _, text in columns})
+def view(name: str, sql: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """The statements that make one view, with its comments."""
+    yield f"CREATE OR REPLACE VIEW {name} AS {sql}"
+    yield from comments("VIEW", name, doc, columns)
 
 
 def view_columns(kind: str) -> list[tuple[str, str, str]]:
@@ -146,6 +158,7 @@ def cause_sql() -> str:
 POSITIONS = (
     "SELECT log, partition, max(end_position) AS position, max(load) AS load FROM load.progress GROUP BY log, partition"
 )
+POSITIONS_DOC = "How far this database has come in each partition of the logs."
 POSITIONS_COLUMNS = [
     ("log", "VARCHAR", "`journal` or `events`."),
     ("partition", "INTEGER", "Partition of the log."),

@@ -491,8 +491,20 @@ def tariff_of(story: Story, used: Happening | None) -> list[Happening]:
     return [t for t in rows if t.ordinal - t["block"] == newest.ordinal - newest["block"]]
 
 
-def prices(blocks: list[Happening]) -> str:
-    """The blocks of a tariff, in words: 600 soum a kWh up to 200 kWh, 800 soum up to 500 kWh, 2 000 soum beyond."""
+def prices(rows: list[Happening]) -> str:
+    """The blocks of a tariff, in words: 600 soum a kWh up to 200 kWh, 800 soum up to 500 kWh, 2 000 soum beyond. Where they
+    hold in some hours only, list by list.
+    """
+    lists: dict[str | None, list[Happening]] = {}
+    for row in rows:
+        lists.setdefault(row["hours"], []).append(row)
+    if lists.keys() == {None}:
+        return blocks_text(rows)
+    return "; ".join(f"{hours}: {blocks_text(blocks)}" for hours, blocks in lists.items()).replace("-", "–")
+
+
+def blocks_text(blocks: list[Happening]) -> str:
+    """One list of blocks, in words."""
     parts = []
     for number, block in enumerate(blocks):
         price = soum(block["price_tiyin_per_kwh"]) + ("" if number else " a kWh")

@@ -89,14 +89,27 @@ class Words:
         """A month and its year."""
         return self("month_of_year", month=self[f"month_{month.month}"], year=str(month.year))
 
-    def short_limits(self, above_kwh: int, upto_kwh: int | None) -> str:
-        """What a block reaches from and to, where the head of the column says that it is kWh."""
+    def short_limits(self, above_kwh: int, upto_kwh: int | None, hours: str | None = None) -> str:
+        """In which hours a block holds, and what it reaches from and to, where the head of the column says that it is kWh."""
+        found = self["block_all"]
         if upto_kwh is not None:
-            return f"{self.whole(above_kwh)}–{self.whole(upto_kwh)}"
-        return f"> {self.whole(above_kwh)}" if above_kwh else self["block_all"]
+            found = f"{self.whole(above_kwh)}–{self.whole(upto_kwh)}"
+        elif above_kwh:
+            found = f"> {self.whole(above_kwh)}"
+        return self._in_hours(found, hours)
 
-    def limits(self, above_kwh: int, upto_kwh: int | None) -> str:
-        """What a block reaches from and to."""
+    def limits(self, above_kwh: int, upto_kwh: int | None, hours: str | None = None) -> str:
+        """In which hours a block holds, and what it reaches from and to."""
+        found = self["block_all"]
         if upto_kwh is not None:
-            return f"{self.whole(above_kwh)}–{self.whole(upto_kwh)} {self['kwh']}"
-        return self("block_above", kwh=self.whole(above_kwh)) if above_kwh else self["block_all"]
+            found = f"{self.whole(above_kwh)}–{self.whole(upto_kwh)} {self['kwh']}"
+        elif above_kwh:
+            found = self("block_above", kwh=self.whole(above_kwh))
+        return self._in_hours(found, hours)
+
+    def _in_hours(self, limits: str, hours: str | None) -> str:
+        """Limits of a block that holds in some hours only; where it has none, the hours are enough."""
+        if hours is None:
+            return limits
+        shown = hours.replace("-", "–").replace(",", ", ")
+        return shown if limits == self["block_all"] else f"{shown}: {limits}"

@@ -11,10 +11,12 @@ The first column at fault, in the order of the contract, is the one that is name
     out_of_range           beyond 64 bits, below the column's least, a time before 1900
     naive_time             a time without an offset
     bad_time, bad_date     no time or date that is; finer than a µs
-    unknown_value          none of the values the column may have, no phone number, no id of ours
+    unknown_value          none of the values the column may have, no phone number, no id of ours, no hours of the day
     arrives_later_than_now it would have arrived after this file was begun to be taken
     bad_version            another row of its tariff version cannot be read
-    no_last_block          a tariff version without its open last block (`block_upto_kwh` absent)
+    no_last_block          a tariff version that, in some of its hours, is without an open last block (`block_upto_kwh` absent)
+    overlapping_hours      a tariff version that has two prices at the same hour of the day
+    gap_in_hours           a tariff version without a price at some hour of the day
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from accounting.hours import gaps_and_overlaps, is_hours
 from accounting.records import OWN_TIME, RECORD_SCHEMAS, TYPES, Column, parse_id
 from connectors.files import text
 from connectors.files.formats import BROKEN, RawBatch, columns_of, plain_values
@@ -49,6 +52,8 @@ REASONS = (
     "arrives_later_than_now",
     "bad_version",
     "no_last_block",
+    "overlapping_hours",
+    "gap_in_hours",
     "wrong_field_count",
 )
 CODE = {reason: code for code, reason in enumerate(REASONS)}
@@ -151,18 +156,24 @@ class Checker:
     def _judge_versions(
         self, batch: pa.RecordBatch, legible: NDArray[np.int64], reason: Faults, column_at_fault: NDArray[np.int16]
     ) -> None:
-        """A tariff version is whole or unreadable: every row good, and a last block that is open.
+        """A tariff version is whole or unreadable: every row good, at every hour of the day one list of blocks, and the last
+        block of each list open.
 
         (Of two blocks with one limit the first in the file counts: the other one is empty.)
         """
         number = {column.name: i for i, column in enumerate(self._columns)}
-        limits = block_limits(batch)
+        limits, hours = block_limits(batch), hours_of(batch)
         for rows in versions_of(batch, legible.tolist()):
             others = [i for i in rows if reason[i] == 0]
             if len(others) < len(rows):
                 reason[others], column_at_fault[others] = CODE["bad_version"], number["tariff"]
-            elif all(limits[i] is not None for i in rows):
+                continue
+            gaps, overlaps = gaps_and_overlaps({hours[i] for i in rows})
+            if {hours[i] for i in rows if limits[i] is None} < {hours[i] for i in rows}:
                 reason[rows], column_at_fault[rows] = CODE["no_last_block"], number["block_upto_kwh"]
+            elif overlaps or gaps:
+                why = "overlapping_hours" if overlaps else "gap_in_hours"
+                reason[rows], column_at_fault[rows] = CODE[why], number["hours"]
 
     def _unreadable(
         self, raw: RawBatch, bad: NDArray[np.int64], columns: NDArray[np.int16], reasons: Faults
@@ -207,6 +218,11 @@ def block_limits(batch: pa.RecordBatch) -> list[int | None]:
     """The `block_upto_kwh` of tariff rows; a file without the column has open blocks only."""
     has_limits = "block_upto_kwh" in batch.schema.names
     return batch.column("block_upto_kwh").to_pylist() if has_limits else [None] * batch.num_rows
+
+
+def hours_of(batch: pa.RecordBatch) -> list[str | None]:
+    """The `hours` of tariff rows, None for the whole day."""
+    return batch.column("hours").to_pylist() if "hours" in batch.schema.names else [None] * batch.num_rows
 
 
 def unreadable_batch(kind: str, name: str, found: list[tuple[int, str | None, str | None, str, str]]) -> pa.RecordBatch:
@@ -280,6 +296,7 @@ def _forms(partitions: int) -> dict[str, Callable[[str], bool]]:
 
     return {
         "phone": lambda word: _PHONE.fullmatch(word) is not None,
+        "hours": is_hours,
         "scope": lambda word: _SCOPE.fullmatch(word) is not None,
         "command_id": is_event_id,
         "notice_id": is_event_id,

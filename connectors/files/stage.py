@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from accounting.records import RECORDS
-from connectors.files.check import Checker, arrivals, block_limits, versions_of
+from connectors.files.check import Checker, arrivals, block_limits, hours_of, versions_of
 from connectors.files.formats import Inspected, RawBatch, read_batches, read_whole
 from connectors.names import Names
 
@@ -206,11 +206,11 @@ def _stream(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
 
 # ---- tariff versions -------------------------------------------------------------------------------------------------
 def _by_version(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows of tariffs, version by version, each one's blocks in order and numbered."""
-    limits = block_limits(batch)
+    """The rows of tariffs, version by version, each one's blocks in order, hours by hours, and numbered."""
+    limits, hours = block_limits(batch), hours_of(batch)
     versions = versions_of(batch, range(batch.num_rows))
     for rows in versions:
-        rows.sort(key=lambda i: (limits[i] is None, limits[i] or 0))
+        rows.sort(key=lambda i: (hours[i] or "", limits[i] is None, limits[i] or 0))
     ordered = batch.take(pa.array([i for rows in versions for i in rows], pa.int64()))
     block = pa.array([block for rows in versions for block in range(len(rows))], pa.int64())
     blocks = pa.array([len(rows) for rows in versions for _ in rows], pa.int64())

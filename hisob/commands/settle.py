@@ -26,6 +26,9 @@ def settle(
     as_json: AsJson = False,
 ) -> None:
     """Turn the journal into ledger entries, refusals, forecasts, notices and commands, each exactly once."""
+    from streams.lean import start_lean
+
+    start_lean()
     from hisob.errors import HisobError
     from streams.settle import run_settle
 

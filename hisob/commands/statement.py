@@ -103,7 +103,7 @@ def print_statement(page: Statement, language: str = Language.EN) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from warehouse.page import verdict
+    from warehouse.page import final_text, verdict
     from warehouse.words import Words
 
     words = Words(language)
@@ -119,6 +119,10 @@ def print_statement(page: Statement, language: str = Language.EN) -> None:
     for title, table in ((title, table) for title, table in tables if table.row_count):
         console.print(f"\n[bold]{title}[/]")
         console.print(Padding(table, (0, 0, 0, 2)))
+    if page.closed_at is not None:
+        final = f"{words.sentence('final_bill')}: {final_text(page, words)}" if page.final else ""
+        console.print(Text(f"\n{words.sentence('closed_on', at=words.moment(page.closed_at))}"))
+        console.print(Text(final, style="bold"))
     style = "bold red" if not page.adds_up else "yellow" if not page.explained else "green"
     console.print(Text(words[verdict(page)], style=style))
     console.print()
@@ -216,19 +220,25 @@ def estimates_table(page: Statement, words: Words) -> Table:
 
 
 def usage_table(rows: list[tuple[str, Usage]], words: Words) -> Table:
-    """Usage, a line a block; a day's sum stands in its first line."""
+    """Usage, a line a block; a day's sum stands in its first line, what days of a stretch may have used below it."""
+    from warehouse.page import share_name
+
     names = ("when", "kwh", "charge", "block", "kwh", "price", "cost")
     table = new_table(*((words[name], "left" if name in {"when", "block"} else "right") for name in names))
     for when, usage in rows:
         first = [when, words.kwh(usage.usage_wh), words.soum(usage.amount_tiyin)]
         for b in usage.blocks:
             numbers = words.kwh(b.usage_wh), words.soum(b.price_tiyin_per_kwh), words.soum(b.amount_tiyin)
-            table.add_row(*first, words.limits(b.above_kwh, b.upto_kwh), *numbers)
+            table.add_row(*first, words.limits(b.above_kwh, b.upto_kwh, b.hours), *numbers)
             first = ["", "", ""]
         if usage.rest_tiyin:
             table.add_row(*first, words["not_explained"], "", "", words.soum(usage.rest_tiyin))
         elif not usage.blocks:
             table.add_row(*first)
+        for share in usage.days:
+            table.add_row(f"  {share_name(share, words)}", words.kwh(share.usage_wh), style="dim")
+    if any(usage.days for _, usage in rows):
+        table.caption, table.caption_justify = words["days_legend"], "left"
     return table
 
 

@@ -68,20 +68,32 @@ def quote_usage(
     families: Annotated[
         int, typer.Option(min=1, max=10_000, help="Families sharing the meter: they multiply the block limits.")
     ] = 1,
+    hours: Annotated[
+        str | None,
+        typer.Option(
+            "--hours",
+            metavar="HH:MM-HH:MM",
+            help="Used in these hours of the day only.",
+            show_default="evenly over the day",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a month of so much usage costs, block by block, exact to the tiyin. --on: today, unless given."""
+    from accounting.hours import is_hours
     from hisob.errors import HisobError
     from hisob.tariff_book import check_name, in_force, quote
 
     usage_wh = parse_kwh(kwh)
+    if hours is not None and not is_hours(hours):
+        raise HisobError(f"--hours {hours!r} is no hours of the day: write them as 17:00-22:00.", exit_code=2)
     book, where = book_of(context)
     check_name(book, plan)
     day = parse_day(on) if on else today()
     version = in_force(book, plan, day)
     if version is None:
         raise HisobError(no_version(book, plan, day), exit_code=1)
-    found = quote(version, usage_wh, families)
+    found = quote(version, usage_wh, families, hours)
     if as_json:
         print(json.dumps(quote_dict(found, day), ensure_ascii=False))
     else:
@@ -233,12 +245,16 @@ def tell_version(version: Version) -> None:
     """A version: its blocks, and where each comes from."""
     from hisob.tariff_book import soum
 
-    below, before = 0, None
-    for number, ((limit, price), source) in enumerate(zip(version.blocks, version.sources, strict=True)):
-        when = f"from {version.effective_on}" if number == 0 else ""
-        shown = "" if source == before else (source or "")
-        print(f"  {when:<16}{span_of(below, limit):>18} {soum(price):>10}  {shown}".rstrip())
-        below, before = limit or below, source
+    when, before, sources = f"from {version.effective_on}", None, iter(version.sources)
+    for hours, blocks in version.lists().items():
+        if hours is not None:
+            print(f"  {when:<16}{hours_text(hours)}")
+            when = ""
+        below = 0
+        for (limit, price), source in zip(blocks, sources, strict=False):
+            shown = "" if source == before else (source or "")
+            print(f"  {when:<16}{span_of(below, limit):>18} {soum(price):>10}  {shown}".rstrip())
+            when, below, before = "", limit or below, source
 
 
 def tell_quote(found: Quote, day: dt.date, where: str) -> None:
@@ -248,9 +264,13 @@ def tell_quote(found: Quote, day: dt.date, where: str) -> None:
     version = found.version
     shared = f", {found.families} families" if found.families > 1 else ""
     print(f"{version.tariff} on {day} (version of {version.effective_on}){shared}, from {where}")
+    if version.hours:
+        print(f"  used evenly over {'the day' if found.within is None else hours_text(found.within)}")
     rows = [
         (
-            span_of(x.above_kwh, x.upto_kwh),
+            span_of(x.above_kwh, x.upto_kwh)
+            if x.hours is None
+            else f"{hours_text(x.hours)}  {span_of(x.above_kwh, x.upto_kwh)}",
             f"{kwh_text(x.usage_wh)} kWh",
             f"× {soum(x.price_tiyin_per_kwh)}",
             soum(x.amount_tiyin),
@@ -272,6 +292,11 @@ def span_of(above_kwh: int, upto_kwh: int | None) -> str:
     return f"{above_kwh:,}–{upto_kwh:,} kWh"
 
 
+def hours_text(hours: str) -> str:
+    """Hours of the day, as one reads them."""
+    return hours.replace("-", "–").replace(",", ", ")
+
+
 def kwh_text(wh: int) -> str:
     """Energy in kWh, exact."""
     return f"{wh // 1000:,}" + (f".{wh % 1000:03}".rstrip("0") if wh % 1000 else "")
@@ -279,9 +304,10 @@ def kwh_text(wh: int) -> str:
 
 def as_dict(version: Version) -> dict[str, Any]:
     """A version for --json."""
+    hours = version.hours or (None,) * len(version.blocks)
     blocks = [
-        {"block_upto_kwh": limit, "price_tiyin_per_kwh": price, "source": source}
-        for (limit, price), source in zip(version.blocks, version.sources, strict=True)
+        {"block_upto_kwh": limit, "price_tiyin_per_kwh": price, "hours": held, "source": source}
+        for (limit, price), held, source in zip(version.blocks, hours, version.sources, strict=True)
     ]
     return {"tariff": version.tariff, "effective_on": str(version.effective_on), "blocks": blocks}
 
@@ -293,6 +319,7 @@ def quote_dict(found: Quote, day: dt.date) -> dict[str, Any]:
         "on": str(day),
         "effective_on": str(found.version.effective_on),
         "families": found.families,
+        "hours": found.within,
         "usage_wh": found.usage_wh,
         "amount_tiyin": found.amount_tiyin,
         "blocks": [vars(line) for line in found.lines],

@@ -5,6 +5,11 @@
 -- Asia/Tashkent is UTC+5 all year round; a calendar month begins at its midnight.
 CREATE OR REPLACE TEMP MACRO month_of(at_us) AS
     epoch_us(date_trunc('month', make_timestamp(at_us + 18_000_000_000))) - 18_000_000_000;
+-- The midnight there before a moment, and a clock's time as µs since midnight.
+CREATE OR REPLACE TEMP MACRO day_of(at_us) AS
+    epoch_us(date_trunc('day', make_timestamp(at_us + 18_000_000_000))) - 18_000_000_000;
+CREATE OR REPLACE TEMP MACRO since_midnight(clock) AS
+    (substr(clock, 1, 2)::BIGINT * 60 + substr(clock, 4, 2)::BIGINT) * 60_000_000;
 -- "r0 + (r1 − r0) · (b − t0) // (t1 − t0), whole numbers, times in µs, floor. (… it must be exact all the same.)"
 CREATE OR REPLACE TEMP MACRO register_there(usage_wh, since, elapsed) AS
     (usage_wh::HUGEINT * since::HUGEINT // greatest(elapsed, 1)::HUGEINT)::BIGINT;

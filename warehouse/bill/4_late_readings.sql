@@ -15,7 +15,8 @@ CREATE OR REPLACE TEMP TABLE cut AS
 WITH boundary AS (
     SELECT a, ordinal, month_of(to_at) AS b FROM late
     UNION ALL
-    SELECT l.a, l.ordinal, s.price_until_at FROM late l JOIN schedule s ON s.a = l.a AND s.price_until_at < l.to_at
+    SELECT l.a, l.ordinal, s.price_until_at FROM late l
+    JOIN schedule s ON s.a = l.a AND l.from_at < s.price_until_at AND s.price_until_at < l.to_at
 ), bounded AS (
     SELECT l.a, l.ordinal, max(b.b) AS b FROM late l JOIN boundary b USING (a, ordinal) WHERE l.from_at < b.b GROUP BY l.a, l.ordinal
 ), narrowed AS (

@@ -79,7 +79,7 @@ WITH everything AS (
 SELECT *, row_number() OVER () AS s FROM everything;
 
 -- "A step is cut at every boundary b with t0 < b ≤ t1" (at t1 it cuts nothing off). "A boundary is the start of a calendar month
--- in Asia/Tashkent, or a moment at which the blocks or the families in force change."
+-- in Asia/Tashkent, or a moment at which the blocks or the families in force change", by a version or by the hour.
 CREATE OR REPLACE TEMP TABLE piece_moment AS
 WITH moment AS (
     SELECT s, a, as_of, from_at AS at_us, false AS is_month FROM stretch
@@ -93,6 +93,13 @@ WITH moment AS (
     UNION ALL
     SELECT s.s, s.a, s.as_of, t.effect_at, false FROM stretch s
     JOIN tariff_effect t ON t.a = s.a AND t.ordinal <= s.as_of AND s.from_at < t.effect_at AND t.effect_at < s.to_at
+    UNION ALL
+    SELECT d.s, d.a, d.as_of, d.day + e.from_us, false
+    FROM (
+        SELECT *, unnest(generate_series(day_of(from_at), day_of(to_at), 86_400_000_000)) AS day
+        FROM stretch SEMI JOIN by_hours USING (a)
+    ) d
+    JOIN edge e ON e.a = d.a AND d.from_at < d.day + e.from_us AND d.day + e.from_us < d.to_at
 )
 SELECT s, a, as_of, at_us, bool_or(is_month) AS is_month FROM moment GROUP BY ALL;
 

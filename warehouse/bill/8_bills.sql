@@ -9,7 +9,12 @@ WITH ends AS (
     SELECT DISTINCT s.a, s.price_until_at AS at_us FROM schedule s JOIN ends e ON e.a = s.a AND s.price_until_at < e.to_at
 ), around AS (
     SELECT c.a, c.at_us, r.from_at, r.total_wh - r.usage_wh AS from_wh, r.at_us AS to_at, r.total_wh AS to_wh, r.ordinal, r.place
-    FROM register r JOIN price_cut c ON c.a = r.a AND r.from_at < c.at_us AND c.at_us <= r.at_us
+    FROM register r
+    JOIN (FROM price_cut ANTI JOIN by_hours USING (a)) c ON c.a = r.a AND r.from_at < c.at_us AND c.at_us <= r.at_us
+    UNION ALL
+    SELECT c.a, c.at_us, r.from_at, r.total_wh - r.usage_wh, r.at_us, r.total_wh, r.ordinal, r.place
+    FROM (FROM price_cut SEMI JOIN by_hours USING (a)) c
+    ASOF JOIN (FROM register SEMI JOIN by_hours USING (a) WHERE from_at < at_us) r ON c.a = r.a AND c.at_us > r.from_at
 ), points AS (
     SELECT a, at_us, from_at AS point_at, from_wh AS total_wh FROM around
     UNION ALL SELECT a, at_us, to_at, to_wh FROM around
@@ -32,7 +37,7 @@ WITH stretches AS (
 ), counted AS (
     SELECT t.a, s.list, s.families, t.total_wh - m.start_wh AS low_wh, t.to_wh - m.start_wh AS high_wh
     FROM stretches t
-    JOIN schedule s ON s.a = t.a AND s.from_at <= t.at_us AND t.at_us < s.until_at
+    ASOF JOIN schedule s ON s.a = t.a AND s.from_at <= t.at_us
     JOIN month_start m ON m.a = t.a AND m.month = month_of(t.at_us) AND m.until = 9_000_000_000_000_000_000
     WHERE t.to_at IS NOT NULL
 ), measured AS (
