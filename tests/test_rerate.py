@@ -70,15 +70,20 @@ def change(kind, when, **values):
     return Change(kind, at(when), tuple(values.items()))
 
 
-@pytest.fixture
-def put_right(tmp_path):
+@pytest.fixture(scope="module")
+def put_right(tmp_path_factory):
     """What re-rating accounts of some records comes to: the tiyin due to each, by changes of each."""
+    made_of = {}
+
+    def warehouse_file(given):
+        if (known := repr(given)) not in made_of:
+            made_of[known] = path = tmp_path_factory.mktemp("late") / "audit.duckdb"
+            with warehouse_of(given) as con:
+                con.execute(f"ATTACH '{path}' AS file; COPY FROM DATABASE memory TO file; DETACH file")
+        return made_of[known]
 
     def work_out(given, changes):
-        path = tmp_path / "audit.duckdb"
-        path.unlink(missing_ok=True)
-        with warehouse_of(given) as con:
-            con.execute(f"ATTACH '{path}' AS file; COPY FROM DATABASE memory TO file; DETACH file")
+        path = warehouse_file(given)
         with lay_over(path) as con:
             for account, made in changes.items():
                 for each in made:

@@ -79,8 +79,8 @@ def put_accounts_right(con: duckdb.DuckDBPyConnection, accounts: Iterable[str]) 
             change = Change.parse(text)
         except (ValueError, KeyError) as error:
             raise RerateError(
-                f"Account {account} has an adjustment {ACCOUNT}:{text} that says of no change: it was not posted by hisob rerate."
-                " Take it back by another adjustment of its own, and post what is due by hand."
+                f"Account {account} has an adjustment {ACCOUNT}:{text} that says of no change, so it was not posted by hisob"
+                " rerate. Take it back by another adjustment of its own, and post what is due by hand."
             ) from error
         put_account_right(con, account, change)
 
