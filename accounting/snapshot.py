@@ -119,9 +119,7 @@ def _side_tables(p: Partition) -> dict[str, Any]:
         "number": p.number,
         "unrouted": p.unrouted,
         "taken": [[i, sorted(marks)] for i, marks in p.taken.items()],
-        "tariffs": [
-            [v.tariff, v.effective_at, v.blocks, v.sources, *([v.hours] if v.hours else [])] for v in book.versions
-        ],
+        "tariffs": [[v.tariff, v.effective_at, v.blocks, v.sources, v.hours] for v in book.versions],
         "names": book.names,
         "prices": list(book.prices),
         "histories": [[[list(asdict(v).values()) for v in h.versions], h.late] for h in book.histories],
@@ -145,9 +143,9 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
         setattr(p, name, side[name])
     p.taken = {i: set(marks) for i, marks in side["taken"]}
     p.book = TariffBook()
-    for tariff, effective_at, blocks, sources, *hours in side["tariffs"]:
+    for tariff, effective_at, blocks, sources, hours in side["tariffs"]:
         prices = tuple((upto, price) for upto, price in blocks)
-        p.book.versions.append(TariffVersion(tariff, effective_at, prices, tuple(sources), *map(tuple, hours)))
+        p.book.versions.append(TariffVersion(tariff, effective_at, prices, tuple(sources), tuple(hours)))
     p.book.names = side["names"]
     for blocks, families in side["prices"]:
         p.book.prices[tuple((upto, price) for upto, price in blocks), families] = len(p.book.prices)

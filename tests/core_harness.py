@@ -35,45 +35,56 @@ class Settled:
     partitions: list[Partition] = field(default_factory=list)
 
 
+class Router:
+    """Puts records into partitions `first …` as they arrive, as ingest does: `accounts` of them, then the unrouted one."""
+
+    def __init__(self, accounts: int, first: int = 0) -> None:
+        self.accounts, self.unrouted = accounts, first + accounts
+        self.placed: list[list[Placed]] = [[] for _ in range(accounts + 1)]
+        self._directory = oracle.Directory()
+        self._waiting: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+
+    def take(self, kind: str, record: dict[str, Any]) -> None:
+        """One arrival: its rows, and those of the readings that waited for it."""
+        if kind in BROADCAST:
+            for row in rows_of(kind, record):
+                for partition in self.placed:
+                    partition.append((kind, row))
+            return
+        if kind == "reading":
+            self._take_reading(dict(record), None)
+            return
+        self._home(record["account_id"]).append((kind, dict(record)))
+        claimed = None
+        if kind == "account" and self._directory.hear_account(record):
+            claimed = record["meter_id"]
+        elif kind == "meter_exchange" and self._directory.hear_exchange(record):
+            claimed = record["new_meter_id"]
+        for ordinal, waited in sorted(self._waiting.pop(claimed, ()), key=lambda w: w[1]["read_at"]):
+            self._take_reading(waited, ordinal)
+
+    def _home(self, account_id: str) -> list[Placed]:
+        return self.placed[crc32(account_id.encode()) % self.accounts]
+
+    def _take_reading(self, record: dict[str, Any], first_ordinal: int | None) -> None:
+        claims = self._directory.claims.get(record["meter_id"])
+        if claims is None:
+            self._waiting[record["meter_id"]].append((len(self.placed[-1]), record))
+            self.placed[-1].append(("reading", dict(record)))
+            return
+        account_id = self._directory.find(record["meter_id"], record["read_at"])
+        row = {**record, "account_id": account_id}
+        if first_ordinal is not None:
+            row |= {"first_partition": self.unrouted, "first_ordinal": first_ordinal}
+        self._home(account_id or claims[0].account_id).append(("reading", row))
+
+
 def route(journal: Iterable[tuple[str, Any]], accounts: int) -> list[list[Placed]]:
     """Each partition's records, the last one's being the unrouted."""
-    directory = oracle.Directory()
-    placed: list[list[Placed]] = [[] for _ in range(accounts + 1)]
-    waiting: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-
-    def home(account_id: str) -> int:
-        return crc32(account_id.encode()) % accounts
-
-    def reading(record: dict[str, Any], first: tuple[int, int] | None) -> None:
-        if record["meter_id"] not in directory.claims:
-            waiting[record["meter_id"]].append((len(placed[-1]), record))
-            placed[-1].append(("reading", dict(record)))
-            return
-        account_id = directory.find(record["meter_id"], record["read_at"])
-        claimant = account_id or directory.claims[record["meter_id"]][0].account_id
-        row = {**record, "account_id": account_id}
-        if first:
-            row |= {"first_partition": first[0], "first_ordinal": first[1]}
-        placed[home(claimant)].append(("reading", row))
-
+    router = Router(accounts)
     for kind, record in journal:
-        if kind in BROADCAST:
-            for rows in rows_of(kind, record):
-                for partition in placed:
-                    partition.append((kind, rows))
-            continue
-        if kind == "reading":
-            reading(dict(record), None)
-            continue
-        placed[home(record["account_id"])].append((kind, dict(record)))
-        claimed = None
-        if kind == "account" and directory.hear_account(record):
-            claimed = record["meter_id"]
-        elif kind == "meter_exchange" and directory.hear_exchange(record):
-            claimed = record["new_meter_id"]
-        for ordinal, waited in sorted(waiting.pop(claimed, ()), key=lambda w: w[1]["read_at"]):
-            reading(waited, (accounts, ordinal))
-    return placed
+        router.take(kind, record)
+    return router.placed
 
 
 def rows_of(kind: str, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -435,9 +435,9 @@ class Oracle:
             if account.balance_tiyin != before:
                 entries.append(Entry(index, account.balance_tiyin - before, account.balance_tiyin))
 
-    def finish(self) -> Outcome:
-        """The outcome, when no more records come."""
-        out = self.outcome
+    def outcome_now(self) -> Outcome:
+        """The outcome, if no more records come."""
+        out = replace(self.outcome, balances={}, usage={}, held=[])
         for account in self.accounts.values():
             out.balances[account.account_id] = account.balance_tiyin
             out.usage[account.account_id] = account.usage_wh
@@ -931,7 +931,7 @@ def run_journal(sequence: Journal) -> Outcome:
         oracle.take(kind, record)
         if kind != "tick":
             oracle.note_entries(index)
-    return oracle.finish()
+    return oracle.outcome_now()
 
 
 def journal_of(records: Records, *, opening_tariffs: Iterable[Record] = ()) -> list[tuple[str, Record]]:

@@ -260,6 +260,9 @@ BAD_CELLS = [
     ("account", ACCOUNT, "received_at", "2025-07-01T10:00:00Z", "arrives_later_than_now"),
     ("account", ACCOUNT, "closed_at", "yesterday", "bad_time"),
     ("account", ACCOUNT, "emergency_credit_tiyin", "-1", "out_of_range"),
+    ("account", ACCOUNT, "opening_balance_tiyin", "1000000000000001", "out_of_range"),
+    ("account", ACCOUNT, "opening_balance_tiyin", "-1000000000000001", "out_of_range"),
+    ("account", ACCOUNT, "register_modulus_wh", "9223372036854775807", "out_of_range"),
     ("account", ACCOUNT, "opening_balance_tiyin", "9223372036854775808", "out_of_range"),
     ("account", ACCOUNT, "opening_balance_tiyin", "1e3", "not_an_integer"),
     ("account", ACCOUNT, "opening_balance_tiyin", " 5", "not_an_integer"),
@@ -525,6 +528,24 @@ def test_bad_values_of_parquet_are_named_by_their_row(tmp_path):
     assert json.loads(bad_rows_of(staged)[1]["record"])["read_at"] == "2025-05-01T10:00:00.000000001Z"
     columns["read_at"] = pa.array([MOMENT_US] * 6, UTC)
     assert (5, "register_wh", str(2**64 - 1), "out_of_range") in faults_of(stage_table(tmp_path, "reading", columns))
+
+
+def test_dates_and_times_that_python_does_not_know_spoil_their_own_row_only(tmp_path):
+    """A calendar that ends with the year 9999, and a file that does not: 32 bits of days, 64 of microseconds."""
+    days, moments = [20_000, 2**31 - 1, 20_000, -(2**31)], [None, None, 2**63 - 1, -(2**63)]
+    columns = {
+        "tariff": ["a", "b", "c", "d"],
+        "effective_on": pa.array(days, pa.int32()).view(pa.date32()),
+        "price_tiyin_per_kwh": [60_000] * 4,
+        "received_at": pa.array(moments, pa.int64()).view(UTC),
+    }
+    staged = stage_table(tmp_path, "tariff", columns)
+    assert [row["tariff"] for row in rows_of(staged)] == ["a"]
+    assert [(row, column, reason) for row, column, _, reason in faults_of(staged)] == [
+        (2, "effective_on", "out_of_range"),
+        (3, "received_at", "out_of_range"),
+        (4, "effective_on", "out_of_range"),
+    ]
 
 
 def test_text_of_parquet_that_is_no_utf8_spoils_its_own_row_only(tmp_path):

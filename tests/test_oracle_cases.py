@@ -96,5 +96,5 @@ def test_random_utilities_keep_the_promises(style):
         oracle = Oracle()
         for kind, record in journal_of(records):
             oracle.take(kind, record)
-        assert_every_arrival_ends_once(oracle.finish(), records)
+        assert_every_arrival_ends_once(oracle.outcome_now(), records)
         assert_settled_steps_cost_what_was_charged(oracle)

@@ -5,14 +5,11 @@ import os
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounting.partition import Partition
-from accounting.records import EVENT_SCHEMAS, RECORD_SCHEMAS
-from connectors.log.body import unpack
 from hisob.homes import make_home
 from streams.ingest import ingest_files
 from streams.settle import run_settle
@@ -21,14 +18,16 @@ from tests.oracle import journal_of, load_case
 from tests.random_records import STYLES, random_records
 from tests.test_flow import hisob
 from tests.warehouse_homes import CASES, history_of, load_and_publish
+from tests.warehouse_in_memory import tables_of_events, tables_of_journal, warehouse_in_memory
 from warehouse.audit import open_for_audit
 from warehouse.reconcile import reconcile
-from warehouse.tables import columns_of, quoted
 
 LONDON = Path(__file__).resolve().parents[2] / "shared" / "data" / "london"
 PARTITIONS = 3
 AT_ONCE = 50  # utilities that share a journal: its ticks are most of the work
-UTILITIES = int(os.environ.get("HISOB_RECONCILE_UTILITIES", "150"))  # of 6 to 16 accounts each
+UTILITIES = int(
+    os.environ.get("HISOB_RECONCILE_UTILITIES", "50")
+)  # of 6 to 16 accounts each; small ones: test_stateful
 NAMES = ("account_id", "meter_id", "old_meter_id", "new_meter_id", "tariff")
 
 
@@ -43,49 +42,14 @@ def together(utilities):
 
 
 def warehouse_of(records):
-    """What the load would make of these records, once settled: tables in memory, no log and no lake."""
-    tables = {(log, kind): [] for log, kinds in LOGS for kind in kinds}
+    """What the load would make of these records, once settled."""
+    tables = []
     for number, placed in enumerate(route(journal_of(records), PARTITIONS)):
-        for kind in {kind for kind, _ in placed}:
-            at = [(ordinal, record) for ordinal, (k, record) in enumerate(placed) if k == kind]
-            tables["journal", kind].append(table_of(kind, number, [o for o, _ in at], [r for _, r in at]))
+        tables += tables_of_journal(number, placed)
         partition = Partition(number, unrouted=number == PARTITIONS)
         for first in range(0, len(placed), 20_000):
-            events = settle_bytes(partition, first, body_of(placed[first : first + 20_000]))
-            for kind, batch in events.items():
-                rows = pa.table(unpack(kind, batch))
-                numbers = pa.array([number] * rows.num_rows, pa.int32())
-                tables["events", kind].append(rows.add_column(0, "partition", numbers))
-    con = duckdb.connect()
-    con.execute("SET TimeZone = 'UTC'; SET threads = 2; CREATE SCHEMA journal; CREATE SCHEMA events")
-    for (log, kind), parts in tables.items():
-        columns = ", ".join(f"{quoted(name)} {sql_type}" for name, sql_type, _ in columns_of(kind))
-        con.execute(f"CREATE TABLE {log}.{quoted(kind)} ({columns})")
-        for part in parts:
-            con.register("part", part)
-            con.execute(f"INSERT INTO {log}.{quoted(kind)} BY NAME FROM part")
-            con.unregister("part")
-    con.execute(BALANCES)
-    return con
-
-
-LOGS = (("journal", RECORD_SCHEMAS), ("events", EVENT_SCHEMAS))
-BALANCES = """
-    CREATE TABLE main.balances AS
-    SELECT account_id, any_value(partition) AS partition, max_by(balance_tiyin, (ordinal, n)) AS balance_tiyin,
-        count(*) AS entries
-    FROM events.entry GROUP BY account_id
-"""
-
-
-def table_of(kind, number, ordinals, records):
-    schema = RECORD_SCHEMAS[kind]
-    arrays = [pa.array([number] * len(ordinals), pa.int32()), pa.array(ordinals, pa.int64())]
-    for f in schema:
-        values = [r.get(f.name) for r in records]
-        is_time = pa.types.is_timestamp(f.type)
-        arrays.append(pa.array(values, pa.int64()).cast(f.type) if is_time else pa.array(values, f.type))
-    return pa.table(arrays, names=["partition", "ordinal", *schema.names])
+            tables += tables_of_events(number, settle_bytes(partition, first, body_of(placed[first : first + 20_000])))
+    return warehouse_in_memory(tables)
 
 
 def entries_of(con):

@@ -8,7 +8,7 @@ The first column at fault, in the order of the contract, is the one that is name
     not_json               an NDJSON line, or a `value`, that is no JSON (object)
     missing_value          nothing where something must stand
     not_an_integer         12.7, 1e3, 12.0, twelve
-    out_of_range           beyond 64 bits, below the column's least, a time before 1900
+    out_of_range           beyond 64 bits or what can be added up (MOST), below the column's least, a time before 1900
     naive_time             a time without an offset
     bad_time, bad_date     no time or date that is; finer than a µs
     unknown_value          none of the values the column may have, no phone number, no id of ours, no hours of the day
@@ -62,6 +62,18 @@ Faults = NDArray[np.uint8]
 TASHKENT_US = 5 * 3_600_000_000
 DAY_US = 86_400_000_000
 EARLIEST_DAY, LATEST_DAY = -25_567, 2_932_896  # 1900-01-01 … 9999-12-31
+# No record of a utility comes near these. Beyond them sums and products would outgrow 64 bits: one slip of a keyboard would
+# make a balance wrap in the rules, and stop every load after it.
+MOST = {
+    "amount_tiyin": 10**15,  # ten trillion soum
+    "opening_balance_tiyin": 10**15,
+    "emergency_credit_tiyin": 10**15,
+    "price_tiyin_per_kwh": 10**8,  # a million soum
+    "block_upto_kwh": 10**15,
+    "families": 10**6,
+    "register_modulus_wh": 10**13,
+    "max_power_w": 10**18,  # as good as none
+}
 VERSION = ("tariff", "effective_on", "received_at")  # what the rows of a tariff version have in common
 NEVER = np.iinfo(np.int64).min
 
@@ -207,11 +219,18 @@ class Checker:
 
 def versions_of(batch: pa.RecordBatch, rows: Iterable[int]) -> list[list[int]]:
     """Those rows of a tariff file, by version, in the order in which the versions begin."""
-    keys = [batch.column(name).to_pylist() for name in VERSION if name in batch.schema.names]
+    keys = [_comparable(batch.column(name)).to_pylist() for name in VERSION if name in batch.schema.names]
     versions: dict[tuple[Any, ...], list[int]] = {}
     for i in rows:
         versions.setdefault(tuple(key[i] for key in keys), []).append(i)
     return list(versions.values())
+
+
+def _comparable(array: pa.Array) -> pa.Array:
+    """Times and dates as numbers: those of rows at fault may be none that Python knows."""
+    if pa.types.is_timestamp(array.type):
+        return array.view(pa.int64())
+    return array.view(pa.int32()) if pa.types.is_date(array.type) else array
 
 
 def block_limits(batch: pa.RecordBatch) -> list[int | None]:
@@ -356,11 +375,12 @@ _CONVERT = {"int": _convert_int, "time": _convert_time, "date": _convert_date}
 
 
 def _check_range(column: Column, values: pa.Array, faults: Faults) -> None:
-    """Values below the column's least, and times of no calendar in use, are out of range."""
-    if column.type == "int" and column.least is None:
+    """Values below the column's least or beyond MOST, and times of no calendar in use, are out of range."""
+    if column.type == "int" and column.least is None and column.name not in MOST:
         return
     if column.type == "int":
-        least, most = column.least or 0, np.iinfo(np.int64).max
+        most = MOST.get(column.name, np.iinfo(np.int64).max)
+        least = -most if column.least is None else column.least
     else:
         day = DAY_US if column.type == "time" else 1
         least, most = EARLIEST_DAY * day, (LATEST_DAY + 1) * day - 1

@@ -321,6 +321,8 @@ def plain_values(array: pa.Array) -> list[Any]:
     """Values as JSON would have them: times as ISO 8601 to the last digit, bytes that are no text marked."""
     if pa.types.is_timestamp(array.type):
         return [None if at is None else at.replace(" ", "T") for at in array.cast(pa.string()).to_pylist()]
+    if pa.types.is_date(array.type):  # Python's dates end with the year 9999, those of a file need not
+        return array.cast(pa.string()).to_pylist()
     try:
         return array.to_pylist()
     except UnicodeDecodeError:
