@@ -8,12 +8,19 @@ from flows.old_price import post_old_price
 from streams.ingest import ingest_files
 from tests.in_process import ask, call
 from tests.test_tariff_correct import file_of, records_in
+from tests.warehouse_homes import load_and_publish, quick_loads
 from tests.whole_homes import new_home, settle
 from warehouse.old_price import History, Stretch, cost, energy_for, is_rise, months_after, rights_of
 
 OLD, NEW = ((None, 50_000),), ((50, 60_000), (None, 80_000))
 T, DAY = dt.datetime(2025, 5, 1, tzinfo=dt.timezone(dt.timedelta(hours=5))), dt.timedelta(days=1)
 SOUM = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_loads():
+    with quick_loads():
+        yield
 
 
 def us(moment):
@@ -159,7 +166,7 @@ def test_a_home_that_has_the_right_posts_it_once_and_settles_it_at_the_end(tmp_p
     assert (code, "old_price_months is 0" in text) == (2, True)
     assert post_old_price.fn(str(home.path)) == {"on": False}
     monkeypatch.setenv("HISOB_OLD_PRICE_MONTHS", "2")
-    assert call(home.path, "load")[0] == 0
+    load_and_publish(home)
     before = records_in(home)
     shown = ask(home.path, "tariff", "old-price", "--dry-run")
     assert records_in(home) == before

@@ -10,6 +10,7 @@ from tests.oracle import microseconds, run
 from tests.random_records import DAY_US, LAST_ARRIVAL, random_records
 from tests.test_reconcile import NAMES, warehouse_of
 from tests.test_tariff_correct import file_of, records_in
+from tests.warehouse_homes import load_and_publish, quick_loads
 from tests.whole_homes import new_home, settle
 from warehouse.changes import Change, put_account_right
 from warehouse.rerate import RerateError, lay_over, rerate
@@ -17,6 +18,12 @@ from warehouse.rerate import RerateError, lay_over, rerate
 TASHKENT = dt.timezone(dt.timedelta(hours=5))
 BLOCKS = [(100, 40_000), (None, 80_000)]  # 400 soum up to 100 kWh, then 800
 TARIFFS = {"flat": [(None, 50_000)], "stove": [(None, 30_000)], "blocks": BLOCKS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_loads():
+    with quick_loads():
+        yield
 
 
 def at(text):
@@ -269,7 +276,7 @@ def moment_of(us):
 
 
 def test_any_versions_recorded_late_end_as_if_they_had_come_in_time(put_right):
-    in_time, openings = households(range(4))
+    in_time, openings = households(range(3))
     begins = {account: row["effective_at"] for account, row in openings.items()}
     rows = [
         r | {"received_at": LAST_ARRIVAL} if r["effective_at"] > begins[r["account_id"]] else r
@@ -340,7 +347,7 @@ def home(tmp_path_factory):
     files = {"tariff": TARIFF_FILE, "account": ACCOUNT_FILE, "reading": READING_FILE}
     ingest_files(home, [(kind, file_of(folder, f"{kind}.csv", text)) for kind, text in files.items()])
     settle(home)
-    assert call(home.path, "load")[0] == 0
+    load_and_publish(home)
     return home
 
 

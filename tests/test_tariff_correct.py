@@ -19,6 +19,7 @@ from tests.in_process import ask, call
 from tests.oracle import run
 from tests.random_records import random_records
 from tests.test_reconcile import NAMES, warehouse_of
+from tests.warehouse_homes import load_and_publish, quick_loads
 from tests.whole_homes import TIMEOUT_S, copied, new_home, running, settle, start, wait_until
 from warehouse.rerate import Version, lay_over, put_tariffs_right, rerate
 
@@ -42,6 +43,12 @@ MC,2025-05-21T00:00:00+05:00,100000
 """
 LATER = "meter_id,read_at,register_wh\nMA,2025-05-31T00:00:00+05:00,700000\n"
 DUE = 4_000_000  # of A: 500 kWh of May at 800 soum were 400,000; at 600 up to 200 kWh they are 360,000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_loads():
+    with quick_loads():
+        yield
 
 
 def file_of(folder, name, text):
@@ -76,7 +83,7 @@ def corrected(tmp_path_factory):
     """A home put right, with what the dry run and the run said."""
     folder = tmp_path_factory.mktemp("corrected")
     home = home_of(folder, WRONG)
-    assert call(home.path, "load")[0] == 0
+    load_and_publish(home)
     right = file_of(folder, "right.csv", RIGHT)
     before = records_in(home)
     shown = ask(home.path, "tariff", "correct", right, "--dry-run")
@@ -120,7 +127,7 @@ def test_it_goes_on_as_a_home_that_had_the_right_tariff_from_the_start(corrected
     for each in (home, other):
         ingest_files(each, [("reading", file_of(tmp_path, "later.csv", LATER))])
         settle(each)
-        assert call(each.path, "load")[0] == 0
+        load_and_publish(each)
     assert balances(home) == balances(other)
     assert ask(home.path, "tariff", "correct", right)["adjustments"] == []
 
@@ -151,7 +158,7 @@ def die(*_):
 
 def correct_and_die(home, file):
     """Correct, and be killed after the right versions are journalled and before anything is posted."""
-    with patch("hisob.rerating.post", die):
+    with quick_loads(), patch("hisob.rerating.post", die):
         call(home.path, "tariff", "correct", file)
 
 
@@ -160,7 +167,7 @@ def wrong(tmp_path_factory):
     """A home under the wrong tariff, to be copied."""
     folder = tmp_path_factory.mktemp("wrong")
     home = home_of(folder, WRONG)
-    assert call(home.path, "load")[0] == 0
+    load_and_publish(home)
     return home
 
 
@@ -292,7 +299,7 @@ def versions_of(rows):
 @pytest.fixture(scope="module")
 def utilities(tmp_path_factory):
     """Random utilities under wrong tariffs, as one warehouse; the right versions, and what they should come to."""
-    made = [random_records(seed, STYLES[seed % len(STYLES)]) for seed in range(24)]
+    made = [random_records(seed, STYLES[seed % len(STYLES)]) for seed in range(16)]
     for number, utility in enumerate(made):  # each has its own accounts, meters and tariffs
         for rows in utility.values():
             for row in rows:
@@ -324,4 +331,4 @@ def test_any_account_comes_to_what_it_would_have_been_had_the_right_tariff_been_
         for account, balance in bad.balances.items():
             assert balance + found[account].due_tiyin == good.balances[account], account
             compared += found[account].due_tiyin != 0
-    assert compared > 40
+    assert compared > 25
