@@ -93,16 +93,18 @@ def is_settled_up_to(home: Home, ends: dict[int, int]) -> bool:
 
 
 def is_published_up_to(home: Home, ends: dict[int, int]) -> bool:
-    """Whether the published database goes this far."""
+    """Whether the published database goes this far, and is of this version of Hisob."""
     from warehouse.audit import NotPublishedError, open_published
-    from warehouse.load import covered_positions
+    from warehouse.load import covered_positions, definitions_of
+    from warehouse.views import definitions_digest
 
     try:
         with open_published(home) as con:
             covered = covered_positions(con)["journal"]
+            is_of_now = definitions_of(con) == definitions_digest(len(ends))
     except NotPublishedError:
         return False
-    return all(covered.get(partition, 0) >= end for partition, end in ends.items())
+    return is_of_now and all(covered.get(partition, 0) >= end for partition, end in ends.items())
 
 
 def settle_here(home: Home, settings: Settings) -> bool:
