@@ -38,6 +38,7 @@ COMMANDS = (
     "reconcile",
     "reconcile-payments",
     "tariff",
+    "rerate",
     "refused",
     "held",
     "health",

@@ -64,6 +64,13 @@ class Settings(BaseSettings):
         description="Minutes between two loads into the warehouse while `hisob run` runs. 0: none; Prefect may do them.",
     )
 
+    old_price_months: int = Field(
+        default=0,
+        ge=0,
+        le=12,
+        description="Calendar months for which energy prepaid before a price rise keeps the old price. 0: no such right.",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -7,7 +7,7 @@ are those of the bill: `accounting.tariffs.cost`, block limits times the familie
 Where prices change with the hour, a quote takes the usage to be even over the day, or over the hours asked for: of each
 block's Wh the lists of blocks get their share by the minutes they hold in.
 
-Not here: the old price for energy prepaid before a rise. The rules do not have it yet.
+Not here: the old price for energy prepaid before a rise, which is posted beside the rules (`warehouse.old_price`).
 """
 
 from __future__ import annotations

@@ -132,6 +132,26 @@ def test_a_writer_killed_at_any_moment_leaves_whole_transactions(path):
     assert durable > 12
 
 
+def test_a_log_opened_twice_in_a_process_keeps_what_it_writes_after_another_process_closed_it(path):
+    """Opening and closing the file once more must not let go of the locks that keep its write-ahead log from being removed."""
+    create_log(path, PARTITIONS)
+    with closing(open_log(path)) as log:
+        log.append("first", transaction(0, log.partitions), {"first": {"number": 0}})
+        open_log(path, readonly=True).close()
+        other = start_writer(path, "other", 0, 1)
+        let_go(other)
+        assert other.wait(60) == 0
+        log.append("first", transaction(1, log.partitions), {"first": {"number": 1}})
+        reader = (
+            "import sys; from connectors.log.sqlite import open_log; print(open_log(sys.argv[1]).committed('first'))"
+        )
+        found = subprocess.run([sys.executable, "-c", reader, path], capture_output=True, text=True, check=True)
+    assert found.stdout == "{'number': 1}\n"
+    with closing(open_log(path)) as log:
+        assert check_whole_transactions(log, "first") == 2
+        assert check_whole_transactions(log, "other") == 1
+
+
 def test_one_that_has_just_written_does_not_overtake_one_that_waits(path):
     create_log(path, PARTITIONS)
     order = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -118,3 +120,10 @@ def whole(records: dict[str, Any]) -> dict[str, Any]:
         kind: [{c.name: c.default for c in RECORDS[kind] if not c.internal} | row for row in rows]
         for kind, rows in records.items()
     }
+
+
+@contextmanager
+def quick_loads() -> Iterator[None]:
+    """Commands that load on their way do so without Prefect and the expectations, which have tests of their own."""
+    with patch("hisob.commands.load.load_now", load_and_publish):
+        yield

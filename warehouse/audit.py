@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NotPublishedError(WarehouseError):
-    """There is no published database to read."""
+    """There is no published database to read, or none that finds its lake."""
 
 
 class QueryError(WarehouseError):
@@ -38,7 +38,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         ) from error
     if lake != str(home.lake.absolute()):
         con.close()
-        raise WarehouseError(
+        raise NotPublishedError(
             f"The home was moved since {home.published} was published: `hisob load` publishes it anew."
         )
     return con

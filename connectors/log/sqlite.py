@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 import zlib
+from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,15 +100,20 @@ class SqliteLog:
     """A `connectors.log.Log` in an SQLite file. Reads see what is committed, those of the writing process too."""
 
     def __init__(self, path: Path, *, readonly: bool, lock_timeout_s: float) -> None:
-        _check_header(path)
         self.path = path
+        self._file = _enter(path)
+        self._is_closed = False
         self._lock_timeout_s = lock_timeout_s
         self._pid = os.getpid()
         self._turn: _Turn | None = None
         self._writer: sqlite3.Connection | None = None
         self._one_writer = threading.Lock()
         with _clear_errors(path):
-            self._reader = _connect_readonly(path, lock_timeout_s) if readonly else _connect(path, lock_timeout_s)
+            try:
+                self._reader = _connect_readonly(path, lock_timeout_s) if readonly else _connect(path, lock_timeout_s)
+            except BaseException:
+                _leave(self._file)
+                raise
             try:
                 (self._partitions,) = self._reader.execute("SELECT partitions FROM log").fetchone()
                 if not readonly:
@@ -216,6 +222,9 @@ class SqliteLog:
                 db.close()
         if self._turn is not None:
             self._turn.close()
+        if not self._is_closed:
+            self._is_closed = True
+            _leave(self._file)
 
 
 class SqliteTransaction:
@@ -339,6 +348,35 @@ class _Turn:
     def close(self) -> None:
         os.close(self._lock)
         os.close(self._queue)
+
+
+_logs_open: Counter[tuple[int, int]] = Counter()  # of this process, by device and inode
+_entering = threading.Lock()
+
+
+def _enter(path: Path) -> tuple[int, int]:
+    """Check the file's header, unless this process has it open; which file it is, noted as open.
+
+    For whoever opens and closes a file by himself takes all of his process's locks on it away, SQLite's too (that is POSIX).
+    Then another process that closes the log believes it is the last one to have it, and removes the write-ahead log that
+    this one goes on writing to.
+    """
+    with _entering:
+        try:
+            found = path.stat()
+        except OSError:
+            _check_header(path)  # which says why
+            raise
+        file = (found.st_dev, found.st_ino)
+        if not _logs_open[file]:
+            _check_header(path)
+        _logs_open[file] += 1
+    return file
+
+
+def _leave(file: tuple[int, int]) -> None:
+    with _entering:
+        _logs_open[file] -= 1
 
 
 def _check_header(path: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from connectors.home import Home
     from hisob.settings import Settings
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be posted, and journal nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
 

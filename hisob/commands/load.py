@@ -5,28 +5,36 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hisob.commands import AsJson, home_of
 
+if TYPE_CHECKING:
+    from connectors.home import Home
+
 
 def load(context: typer.Context, as_json: AsJson = False) -> None:
     """The Prefect load, once, now, with no server; publishes the audit database. Twice in a row adds nothing."""
     home, _ = home_of(context)
-    prefect_home = home.scratch / "prefect"
-    prefect_home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(prefect_home))
-    from flows.load_history import load_history
-
     began = time.monotonic()
-    outcome = load_history.fn(str(home.path))
+    outcome = load_now(home)
     outcome["seconds"] = round(time.monotonic() - began, 3)
     if as_json:
         print(json.dumps(outcome, default=str))
     else:
         say(outcome)
+
+
+def load_now(home: Home) -> dict[str, Any]:
+    """The flow, with no server. What Prefect keeps meanwhile lies in scratch/."""
+    prefect_home = home.scratch / "prefect"
+    prefect_home.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(prefect_home))
+    from flows.load_history import load_history
+
+    return load_history.fn(str(home.path))
 
 
 def say(outcome: dict[str, Any]) -> None:

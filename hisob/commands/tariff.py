@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hisob.commands import AsJson, home_of
+from hisob.by_hand import Author
+from hisob.commands import AsJson, DryRun, home_of
 
 if TYPE_CHECKING:
     from hisob.tariff_book import Quote, Version
@@ -131,6 +132,61 @@ def check(
             print(f"{file}: nothing to find fault with, held against {where}.")
     if findings:
         raise typer.Exit(1)
+
+
+@tariff.command("correct")
+def correct_tariff(
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The right versions, as for `hisob ingest tariff=FILE`.")
+    ],
+    dry_run: DryRun = False,
+    author: Author = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, beside what is put right.")] = None,
+    rise: Annotated[
+        float, typer.Option(min=0, metavar="PERCENT", help="Warn of prices that rise by more than this.")
+    ] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Put right a tariff that was used already: journal the right versions, re-rate the past, post the difference.
+
+    Each account's balance becomes what it would have been, had the right versions been there from their `effective_on`.
+    What is posted is one adjustment an account, once, however often it is run. --dry-run shows it and journals nothing.
+    """
+    from hisob.by_hand import author_or_login
+    from hisob.rerating import tell
+    from hisob.tariff_correction import correct, read_right
+
+    home, settings = home_of(context)
+    right, warnings = read_right(file, home, rise)
+    outcome = correct(home, settings, right, author=author_or_login(author), reason=reason, dry_run=dry_run)
+    told = [f"{warning.reason}  {warning.where}: {warning.text}" for warning in warnings]
+    tell(outcome, as_json=as_json, dry_run=dry_run, warnings=told)
+
+
+@tariff.command("old-price")
+def post_old_price(
+    context: typer.Context, dry_run: DryRun = False, author: Author = None, as_json: AsJson = False
+) -> None:
+    """Credit what energy prepaid before a price rise costs more by the new prices: in advance, and settled at the end.
+
+    Only where the home has the right (old_price_months in hisob.toml); then a flow does it every night.
+    """
+    from hisob.by_hand import author_or_login
+    from hisob.errors import HisobError
+    from hisob.old_price import work_out
+    from hisob.rerating import carry_out, tell
+
+    home, settings = home_of(context)
+    if not settings.old_price_months:
+        raise HisobError(
+            f"This home has no right to old prices: old_price_months is 0. Where there is one, set it in {home.settings}.",
+            exit_code=2,
+        )
+    outcome = carry_out(
+        home, settings, lambda: work_out(home, settings.old_price_months), author_or_login(author), dry_run=dry_run
+    )
+    tell(outcome, as_json=as_json, dry_run=dry_run)
 
 
 # ---- which book, and what was asked ----------------------------------------------------------------------------------
