@@ -115,19 +115,19 @@ def assert_the_core_agrees(seed, style):
         assert whole.events[kind] == cut.events[kind], kind
 
 
-@settings(many, max_examples=70)
+@settings(many, max_examples=35)
 @given(seeds)
 def test_troubles_on_equal_moments_end_as_in_the_oracle_however_the_journal_is_cut(seed):
     assert_the_core_agrees(seed, "adversary")
 
 
-@settings(many, max_examples=30)
+@settings(many, max_examples=15)
 @given(seeds)
 def test_all_troubles_at_once_end_as_in_the_oracle_however_the_journal_is_cut(seed):
     assert_the_core_agrees(seed, "all")
 
 
-@settings(many, max_examples=55)
+@settings(many, max_examples=30)
 @given(seeds, st.sampled_from(sorted(STYLES)))
 def test_each_trouble_alone_ends_as_in_the_oracle_however_the_journal_is_cut(seed, style):
     assert_the_core_agrees(seed, style)
