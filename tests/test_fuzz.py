@@ -14,8 +14,6 @@ import random
 from collections import Counter
 from contextlib import closing
 
-import pytest
-
 from accounting.records import FILE_KINDS
 from connectors.log.sqlite import open_log
 from hisob.homes import make_home
@@ -102,11 +100,10 @@ def do(home, *arguments, expected=0):
     return text
 
 
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory):
-    """A home that has gone through it all: (home, good records by kind, the mutated ones, what ingest said of these)."""
+def gone_through_it_all(folder):
+    """A home after all of it: (home, good records by kind, the mutated ones, what ingest said of these)."""
     print("seed", SEED)
-    folder, chance = tmp_path_factory.mktemp("fuzz"), random.Random(SEED)
+    chance = random.Random(SEED)
     home = make_home(folder / "home", PARTITIONS)
     begun_with = Counter(kind for kind, _ in journal_of(home)[-1])  # tariffs and policies, in every partition
     good = good_records(chance)
@@ -123,10 +120,19 @@ def fuzzed(tmp_path_factory):
     return home, known, mutated, told
 
 
-@pytest.fixture(scope="module")
-def audit(fuzzed):
-    with open_for_audit(fuzzed[0]) as con:
-        yield con
+def test_every_one_of_100_000_mutated_records_is_in_the_ledger_refused_or_held(tmp_path):
+    """One test, for the home takes its time: how many, then what became of each kind, then what it comes to."""
+    fuzzed = gone_through_it_all(tmp_path)
+    with open_for_audit(fuzzed[0]) as audit:
+        every_unreadable_row_is_refused_once_with_its_reason(fuzzed, audit)
+        for kind in FILE_KINDS:
+            every_row_that_was_offered_is_in_the_journal(fuzzed, audit, kind)
+            if kind != "receipt":
+                every_record_came_in_changed_nothing_was_refused_or_is_held(fuzzed, audit, kind)
+        a_receipt_opens_a_gate_once_changes_nothing_or_is_refused(fuzzed, audit)
+        result = reconcile(audit)
+    assert result.differences == []
+    assert result.entries > 1000
 
 
 # ---- the accounts of it ----------------------------------------------------------------------------------------------
@@ -208,8 +214,7 @@ def ignored(home, kind):
     return sum(number for name, number in counted.items() if name.partition(":")[2] == kind)
 
 
-@pytest.mark.parametrize("kind", FILE_KINDS)
-def test_every_row_that_was_offered_is_in_the_journal(fuzzed, audit, kind):
+def every_row_that_was_offered_is_in_the_journal(fuzzed, audit, kind):
     _, known, mutated, told = fuzzed
     unreadable = f"SELECT * FROM journal.unreadable WHERE record_kind = '{kind}'"
     bad, good = count(audit, unreadable), count(audit, journalled(kind))
@@ -218,7 +223,7 @@ def test_every_row_that_was_offered_is_in_the_journal(fuzzed, audit, kind):
     assert good == known[kind] + told["taken"][kind]
 
 
-def test_every_unreadable_row_is_refused_once_with_its_reason(fuzzed, audit):
+def every_unreadable_row_is_refused_once_with_its_reason(fuzzed, audit):
     unlike = f"""
         SELECT 1 FROM journal.unreadable u
         FULL JOIN (SELECT * FROM events.refused WHERE {IS_UNREADABLE}) r USING (partition, ordinal)
@@ -230,8 +235,7 @@ def test_every_unreadable_row_is_refused_once_with_its_reason(fuzzed, audit):
     assert count(audit, f"SELECT * FROM events.refused WHERE {IS_UNREADABLE}") == told.total() > RECORDS // 4
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILE_KINDS if kind != "receipt"])
-def test_every_record_came_in_changed_nothing_was_refused_or_is_held(fuzzed, audit, kind):
+def every_record_came_in_changed_nothing_was_refused_or_is_held(fuzzed, audit, kind):
     given = f"SELECT * FROM ({journalled(kind)}) ANTI JOIN ({refused(kind)}) USING (partition, ordinal)"
     is_version = " WHERE block + 1 = blocks" if kind == "tariff" else ""  # a version arrives with its last row
     arrived = count(audit, f"SELECT * FROM ({journalled(kind)}){is_version}")
@@ -241,14 +245,8 @@ def test_every_record_came_in_changed_nothing_was_refused_or_is_held(fuzzed, aud
     assert min(came_in, count(audit, refused(kind)) + ignored(fuzzed[0], kind)) > 0
 
 
-def test_a_receipt_opens_a_gate_once_changes_nothing_or_is_refused(fuzzed, audit):
+def a_receipt_opens_a_gate_once_changes_nothing_or_is_refused(fuzzed, audit):
     """What it opened shows in later decisions alone: at most one receipt of a notice does."""
     given = f"SELECT * FROM ({journalled('receipt')}) ANTI JOIN ({refused('receipt')}) USING (partition, ordinal)"
     came_in = count(audit, given) - ignored(fuzzed[0], "receipt")
     assert 0 < came_in <= count(audit, f"SELECT DISTINCT notice_id FROM ({given})")
-
-
-def test_the_ledger_of_what_came_in_is_what_the_auditor_recomputes(audit):
-    result = reconcile(audit)
-    assert result.differences == []
-    assert result.entries > 1000
