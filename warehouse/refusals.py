@@ -117,9 +117,6 @@ def _any_refused(con: duckdb.DuckDBPyConnection, kind: str) -> bool:
 def open_sql(kind: str) -> str:
     """The query for the open contents of a kind: the `reason` and `record` of the last refusal of each, in order."""
     columns = [c for c in RECORDS[kind] if not c.internal and (c.name != "received_at" or OWN_TIME[kind] == c.name)]
-    columns = [
-        c for c in columns if c.name != "interval_wh"
-    ]  # it is no part of what is judged, nor of the record refused
     refused = ", ".join(f"{_from_json(c)} AS {quoted(c.name)}" for c in columns)
     names = ", ".join(quoted(c.name) for c in columns)
     key = " AND ".join(f"j.{quoted(name)} = r.{quoted(name)}" for name in KEY[kind])
