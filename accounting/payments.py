@@ -60,7 +60,7 @@ def judge(p: Partition, i: int, kind: str, record: Record) -> str:
     remembered = p.payments.setdefault(i, {})
     key = f"{kind} {record[ID[kind]]}"
     reverses = record.get("reverses")
-    by, of = (record[name] for name in REST[kind])
+    by, of = map(record.get, REST[kind])
     payment = Payment(at, amount, by, of, reverses is not None)
     original = _recall(p, remembered, f"payment {reverses}") if reverses is not None else None
     known = _recall(p, remembered, key)

@@ -424,15 +424,17 @@ class UtilityMachine(RuleBasedStateMachine):
         wait=waits,
         back=st.integers(1, 3),
         name=st.sampled_from("012"),
-        wrong=st.sampled_from(["", "", "amount", "reversal"]),
+        wrong=st.sampled_from(["", "", "amount", "reversal", "twice"]),
     )
     def reversal(self, wait: int, back: int, name: str, wrong: str) -> None:
-        """Of a payment that was here; or of another amount, or perhaps of a reversal."""
+        """Of a payment that was here, once or twice; or of another amount, or perhaps of a reversal."""
         self.wait(wait)
         payments = [r for kind, r in self.journal if kind == "payment" and (wrong == "reversal" or not r["reverses"])]
         if payments:
             of = payments[-back:][0]
-            self.pay(of["account_id"], f"V{name}", 0, of["amount_tiyin"] + (wrong == "amount"), of["payment_id"])
+            for times in range(1 + (wrong == "twice")):
+                amount = of["amount_tiyin"] + (wrong == "amount")
+                self.pay(of["account_id"], f"V{name}{times or ''}", 0, amount, of["payment_id"])
 
     @rule(wait=waits, who=houses, name=st.sampled_from("01"), amount=st.sampled_from([70, -854_233, 0]))
     def adjustment(self, wait: int, who: int, name: str, amount: int) -> None:
