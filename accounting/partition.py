@@ -36,7 +36,7 @@ CONTENT = {
 }
 
 
-@lru_cache(1 << 16)  # what arrives together is mostly of few moments
+@lru_cache(1 << 12)  # what arrives together is mostly of few moments
 def time_text(at: int) -> str:
     """A moment as ISO 8601 in UTC."""
     return moment_of(at).isoformat()

@@ -45,8 +45,8 @@ def snapshot(p: Partition) -> bytes:
         }
     )
     sections = [
-        p.accounts[: p.count].tobytes(),
-        p.wake_at[: p.count].tobytes(),
+        p.accounts[: p.count].view(np.uint8),
+        p.wake_at[: p.count].view(np.uint8),
         _ipc(strings),
         _ipc(pa.record_batch({"meter": pa.array(list(p.meters), pa.string())})),
         _ipc(_payments(p)),
