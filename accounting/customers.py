@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,7 +149,8 @@ def change_account(p: Partition, i: int, record: Record) -> None:
     s.protected = record["supply_class"] == "protected"
     if (p.phones[i], p.languages[i]) != (record["phone"], record["language"]):
         write_notices(p)  # what was decided before goes where it was meant to
-        p.phones[i], p.languages[i] = record["phone"], record["language"]
+        language = record["language"]
+        p.phones[i], p.languages[i] = record["phone"], language and intern(language)  # one text for a million accounts
     s.reachable = record["phone"] is not None
     named = any(policy.scope == f"account:{p.ids[i]}" for policy in p.policies.values())
     s.place = p.place_code(Place(record["district"], record["feeder"], p.ids[i] if named else None))
