@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US = timedelta(microseconds=1)
+TASHKENT = timezone(timedelta(hours=5), "Asia/Tashkent")  # no summer time
 
 
 def us_of(moment: datetime) -> int:

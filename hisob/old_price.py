@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import TYPE_CHECKING
 
+from accounting.moments import TASHKENT, moment_of
 from hisob.rerating import Outcome, Posting, kwh, soum
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def work_out(home: Home, months: int) -> Outcome:
 
 def reason_of(right: Right) -> str:
     """What the customer reads."""
-    day = (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=right.rise_at, hours=5)).date()
+    day = moment_of(right.rise_at).astimezone(TASHKENT).date()
     prepaid = f"{kwh(right.energy_wh)} kWh prepaid before the prices of {right.tariff} rose on {day}"
     if right.part == "advance":
         return f"Old price for {prepaid}: {soum(right.worth_tiyin)} soum in advance"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import TASHKENT
 from hisob.by_hand import journal_of
 from hisob.errors import HisobError
 from hisob.rerating import Outcome, Posting, because, carry_out, kwh
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from hisob.tariff_book import Finding
     from warehouse.rerate import Version
 
-MIDNIGHT = dt.timezone(dt.timedelta(hours=5))  # a day begins by the clocks of Asia/Tashkent
 NAMED = 3  # tariffs that a reason names
 
 
@@ -123,7 +123,7 @@ def work_out(home: Home, right: Sequence[Version], reason: str | None) -> Outcom
 
     what = f"{TARIFF}:{'+'.join(sorted(version.digest for version in right))}"
     first = min(version.effective_on for version in right)
-    since = dt.datetime.combine(first, dt.time(), MIDNIGHT)
+    since = dt.datetime.combine(first, dt.time(), TASHKENT)
     with open_overlay(home) as con:
         put_tariffs_right(con, as_journalled(con, right))
         accounts = accounts_on(con, {version.tariff for version in right})

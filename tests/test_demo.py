@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from accounting.moments import TASHKENT
 from accounting.records import FILE_KINDS, RECORDS
 from hisob.demo import district as district_module
-from hisob.demo.district import HALF_HOUR, SOUM, TASHKENT, build_district, house_weeks, slot, time_of
+from hisob.demo.district import HALF_HOUR, SOUM, build_district, house_weeks, slot, time_of
 from hisob.demo.reduce import HOUSEHOLD, reduce_minutes
 from hisob.demo.summary import leads
 from hisob.demo.world import Answer, Decisions, Notice, World

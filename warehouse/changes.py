@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
+from accounting.moments import TASHKENT, us_of
 from warehouse.reconcile import bill
 from warehouse.rerate import ACCOUNT, ROOM, RerateError, own_account
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     import duckdb
 
-TASHKENT = dt.timezone(dt.timedelta(hours=5))
 CHANGES = ("version", "moved_out", "moved_in", "exchanged")
 NUMBERS = ("families", "register", "old_register", "new_register")
 # Refusals that are about whose a reading is, not about what it shows.
@@ -104,11 +104,6 @@ def look_at(con: duckdb.DuckDBPyConnection, account: str) -> None:
     con.execute("SET VARIABLE last_account = ?", [account])
     for script in bill()[:2]:  # what is given, and the registers
         con.execute(script)
-
-
-def us_of(moment: dt.datetime) -> int:
-    """UTC µs."""
-    return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
 
 
 def one(con: duckdb.DuckDBPyConnection, sql: str, *values: Any) -> tuple[Any, ...] | None:

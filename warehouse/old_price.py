@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from accounting.moments import TASHKENT, moment_of, us_of
 from warehouse.rerate import ACCOUNT, TARIFF, run_parts
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import duckdb
 
 OLD_PRICE = "old-price"  # what the ids of its adjustments begin with: old-price:household:2026-05-01:advance, …:end
-TASHKENT = dt.timezone(dt.timedelta(hours=5))
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 Blocks = tuple[tuple[int | None, int], ...]  # (upper limit in kWh or None, tiyin per kWh)
 
 
@@ -89,7 +88,7 @@ class Right:
 
 def name_of(tariff: str, rise_at: int) -> str:
     """A rise in an adjustment's id: by its day, or, where it took effect within one, by its moment."""
-    at = (EPOCH + dt.timedelta(microseconds=rise_at)).astimezone(TASHKENT)
+    at = moment_of(rise_at).astimezone(TASHKENT)
     when = f"{at:%Y-%m-%d}" if at.time() == dt.time() else f"{at:%Y-%m-%dT%H%M%S.%f}"
     return f"{OLD_PRICE}:{tariff}:{when}"
 
@@ -136,12 +135,12 @@ def energy_for(blocks: Blocks, families: int, position_wh: int, tiyin: int) -> i
 
 def months_after(at: int, months: int) -> int:
     """So many calendar months later by the clocks of Tashkent; where that month has no such day, its last."""
-    local = (EPOCH + dt.timedelta(microseconds=at)).astimezone(TASHKENT)
+    local = moment_of(at).astimezone(TASHKENT)
     years, month = divmod(local.month - 1 + months, 12)
     first = local.replace(year=local.year + years, month=month + 1, day=1)
     days = ((first + dt.timedelta(days=31)).replace(day=1) - first).days
     later = first.replace(day=min(local.day, days))
-    return (later - EPOCH) // dt.timedelta(microseconds=1)
+    return us_of(later)
 
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
@@ -235,7 +234,7 @@ def find_rights(
     con: duckdb.DuckDBPyConnection, accounts: Sequence[str], months: int, now: dt.datetime
 ) -> tuple[int, list[Right]]:
     """How many accounts were looked at, and what is to be posted, as the overlay has it."""
-    now_us = (now - EPOCH) // dt.timedelta(microseconds=1)
+    now_us = us_of(now)
     looked_at, found = 0, list[Right]()
     for _ in run_parts(con, accounts):
         for history in histories(con):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import TASHKENT
 from warehouse.errors import WarehouseError
-from warehouse.statement import TASHKENT
 from warehouse.why import explain, outage_of, soum, span, when
 
 if TYPE_CHECKING:

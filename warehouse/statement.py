@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from accounting.calendar import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, UTC_OFFSET_US
 from accounting.hours import parse_hours
-from accounting.moments import moment_of
+from accounting.moments import TASHKENT, moment_of
 from accounting.records import RECORDS, render_id
 from warehouse.errors import WarehouseError
 from warehouse.tables import quoted
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-TASHKENT = timezone(timedelta(microseconds=UTC_OFFSET_US))
 Blocks = tuple[tuple[int | None, int], ...]  # (limit in kWh, price in tiyin per kWh)
 Details = dict[
     tuple[int, int | None], dict[str, str]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
+from accounting.moments import TASHKENT
 from accounting.records import OWN_TIME, render_id
 from warehouse.errors import WarehouseError
-from warehouse.statement import TASHKENT, unknown_account
+from warehouse.statement import unknown_account
 from warehouse.tables import is_event, log_of, quoted
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from accounting.moments import US, us_of
+from accounting.moments import TASHKENT, US, us_of
 from accounting.notices import soum as soum_text
 from accounting.policies import Place, Policy, Rules, check_policy, rules_at
-from warehouse.statement import TASHKENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from warehouse.statement import TASHKENT
+from accounting.moments import TASHKENT
 
 if TYPE_CHECKING:
     from datetime import date, datetime

@@ -140,6 +140,6 @@ def show(meters: list[dict[str, Any]], limit: int, text: Any) -> None:
 
 def when(moment: datetime | None) -> str:
     """A moment by the clocks of Tashkent."""
-    from warehouse.statement import TASHKENT
+    from accounting.moments import TASHKENT
 
     return moment.astimezone(TASHKENT).strftime("%Y-%m-%d %H:%M") if moment else ""

@@ -94,7 +94,7 @@ def say(result: PaymentReconciliation) -> None:
 
 def end_of(day: str) -> datetime:
     """When a day of Asia/Tashkent ends."""
-    from warehouse.statement import TASHKENT
+    from accounting.moments import TASHKENT
 
     return datetime.fromisoformat(day).replace(tzinfo=TASHKENT) + timedelta(days=1)
 
@@ -166,8 +166,8 @@ def why(difference: Difference) -> str:
 
 def shown(column: str, value: Any) -> str:
     """A value of a column: money in soum, times by the clocks of Tashkent."""
+    from accounting.moments import TASHKENT
     from hisob.commands.statement import soum
-    from warehouse.statement import TASHKENT
 
     if value is None:
         return "none"

@@ -69,7 +69,7 @@ def print_sentences(console: Console, sentences: list[Sentence]) -> None:
 
 def parse_moment(text: str | None) -> datetime | None:
     """A moment as a person writes it: with an offset, or by the clocks of Tashkent."""
-    from warehouse.statement import TASHKENT
+    from accounting.moments import TASHKENT
 
     if text is None:
         return None

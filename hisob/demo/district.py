@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from accounting.moments import TASHKENT
 from hisob.demo.reduce import HOUSEHOLD
 
-TASHKENT = dt.timezone(dt.timedelta(hours=5), "Asia/Tashkent")
 STARTS_AT = dt.datetime(2025, 9, 15, tzinfo=TASHKENT)  # a Monday, as the house's weeks are cut
 DAY_SLOTS = 48
 HALF_HOUR = dt.timedelta(minutes=30)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from accounting.moments import TASHKENT
 from hisob.demo.district import (
     DAY_SLOTS,
     HALF_HOUR,
     SOUM,
     STARTS_AT,
-    TASHKENT,
     Customer,
     District,
     Given,
