@@ -3,10 +3,10 @@
 A body is one Arrow IPC stream (zstd) for each kind it holds, and the **runs**: which kind how many records in a row, so
 that the order is kept without a column for it. In the body columns are *packed*: strings are dictionary codes, `meter_id` and
 `account_id` of readings share one code (a dictionary of pairs), a column without a value is left out. `unpacked` gives the
-contract's columns back (`accounting.records`); strings stay dictionary arrays.
+contract's columns back (`accounting.records`), strings as dictionary arrays.
 
-Numbers that all fit in 32 bits may lie so, dictionary codes in 8 or 16; an entry's `from_wh` may be left out where it is
-`to_wh − usage_wh`.
+Texts that hardly occur twice may lie without a dictionary, numbers that all fit in 32 bits in those, dictionary codes in 8 or
+16; an entry's `from_wh` may be left out where it is `to_wh − |usage_wh|`.
 
 Events carry two columns more, `ordinal` and `n` (an event's id with the row's partition). Packed, an ordinal is the step from
 the one before it, which costs nothing to store.
@@ -34,10 +34,8 @@ KIND_NAMES = (*RECORDS, *EVENTS)
 KIND_NUMBER = {name: number for number, name in enumerate(KIND_NAMES)}
 _CODES = pa.dictionary(pa.int32(), pa.string())
 _PAIRS = pa.dictionary(pa.int32(), pa.struct([("meter_id", pa.string()), ("account_id", pa.string())]))
-_ZSTD = pa.Codec("zstd", 1)
-_WRITE = {many: pa.ipc.IpcWriteOptions(compression=_ZSTD, use_threads=many) for many in (False, True)}
-_READ = {many: pa.ipc.IpcReadOptions(use_threads=many) for many in (False, True)}
-_WORTH_THREADS_ROWS, _WORTH_THREADS_BYTES = 4096, 1 << 16  # below, starting them costs more than it saves
+_WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
+_READ = pa.ipc.IpcReadOptions(use_threads=False)  # whoever has many bodies goes through them in threads of its own
 _HEAD = struct.Struct("<4sII")  # magic, kinds, runs
 _PART = struct.Struct("<BI")  # kind, bytes
 
@@ -83,9 +81,7 @@ def decode(body: bytes, kinds: Container[str] = KIND_NAMES) -> Body:
     for number, size in index:
         kind = KIND_NAMES[number]
         if kind in kinds:
-            batches[kind] = pa.ipc.open_stream(
-                buffer.slice(at, size), options=_READ[size >= _WORTH_THREADS_BYTES]
-            ).read_next_batch()
+            batches[kind] = pa.ipc.open_stream(buffer.slice(at, size), options=_READ).read_next_batch()
         at += size
     return Body(runs_kind, runs_count, batches)
 
@@ -116,7 +112,7 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _write(batch: pa.RecordBatch) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_WRITE[batch.num_rows >= _WORTH_THREADS_ROWS]) as writer:
+    with pa.ipc.new_stream(sink, batch.schema, options=_WRITE) as writer:
         writer.write_batch(batch)
     return sink.getvalue()
 
@@ -131,13 +127,15 @@ def runs_of(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
 def pack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch of the contract's columns (missing ones are null) as it lies in a body."""
+    if kind == "entry" and "from_wh" not in batch.schema.names:  # left out of a body, it would mean more
+        batch = batch.append_column("from_wh", pa.nulls(batch.num_rows, pa.int64()))
     names = batch.schema.names
     columns: dict[str, pa.Array] = {}
     for name in names:
         array = batch.column(name)
         if kind == "reading" and name in ("meter_id", "account_id"):
             continue
-        if array.null_count == len(array) and (kind, name) != ("entry", "from_wh"):  # left out, that one means more
+        if array.null_count == len(array) and (kind, name) != ("entry", "from_wh"):
             continue
         if name == "ordinal":
             array = pa.array(np.diff(array.to_numpy(), prepend=0))
@@ -165,7 +163,7 @@ def unpack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns["ordinal"] = pa.array(np.cumsum(given["ordinal"].to_numpy(), dtype=np.int64))
         columns["n"] = given["n"]
     if kind == "entry" and "from_wh" not in given and {"from_at", "to_wh", "usage_wh"} <= given.keys():
-        from_wh = pc.subtract(given["to_wh"].cast(pa.int64()), given["usage_wh"].cast(pa.int64()))
+        from_wh = pc.subtract(given["to_wh"].cast(pa.int64()), pc.abs(given["usage_wh"].cast(pa.int64())))
         given["from_wh"] = pc.if_else(given["from_at"].is_valid(), from_wh, None)
     for field in schema:
         array = given.get(field.name)
@@ -173,6 +171,8 @@ def unpack(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
             array = pa.nulls(batch.num_rows, _CODES if pa.types.is_string(field.type) else field.type)
         elif pa.types.is_integer(array.type) and array.type != field.type:
             array = array.cast(field.type)
+        elif pa.types.is_string(array.type):
+            array = array.dictionary_encode()
         elif pa.types.is_dictionary(array.type) and array.type != _CODES:
             array = array.cast(_CODES)
         columns[field.name] = array
