@@ -546,11 +546,12 @@ def settle_readings(
     marks: Any,
     ledger: Ledger,
     outcomes: NDArray[np.uint8],
-    base: NDArray[np.int64],
+    shift: int,
     first: int,
     end: int,
-    account: NDArray[np.int32],
-    meter: NDArray[np.int32],
+    pair: NDArray[np.int32],
+    account_of: NDArray[np.int32],
+    meter_of: NDArray[np.int32],
     read_at: NDArray[np.int64],
     register_wh: NDArray[np.int64],
     estimated: NDArray[np.bool_],
@@ -558,16 +559,16 @@ def settle_readings(
 ) -> int:
     """Take readings first … end of a batch into the ledger, one after the other, in order of arrival.
 
-    accounts: ACCOUNT[n], changed in place. account, meter, read_at, register_wh, estimated: one value a reading; account −1 is
-    one to which no claim reaches back. base: each one's ordinal. outcomes: what became of each. An account is woken for the
-    next tick unless the reading was a plain one that keeps its pace. Returns the reading it stopped before, for want of room
-    in the ledger.
+    accounts: ACCOUNT[n], changed in place. pair, read_at, register_wh, estimated: one value a reading; account_of, meter_of:
+    one a pair, account −1 being one to which no claim reaches back. Reading i is the journal's `shift + i`. outcomes: what
+    became of each. An account is woken for the next tick unless the reading was a plain one that keeps its pace. Returns the
+    reading it stopped before, for want of room in the ledger.
     """
     accounts, wake_at, marks = untracked(accounts), untracked(wake_at), untracked(marks)
     book, ledger = hold_book(book), hold_ledger(ledger)
     for i in range(first, end):
-        who = account[i]
-        ledger.cause[0], ledger.cause[1] = base[i], 0
+        who = account_of[pair[i]]
+        ledger.cause[0], ledger.cause[1] = shift + i, 0
         if ledger.size[1] + 4 > ledger.incidents.size:
             return i
         if who < 0:
@@ -579,7 +580,7 @@ def settle_readings(
         if ledger.size[0] + (4 if plain else room_for(s, book, read_at[i])) > ledger.entries.size:
             return i
         outcomes[i] = settle_reading(
-            s, who, book, marks, ledger, meter[i], read_at[i], register_wh[i], estimated[i], last_tick
+            s, who, book, marks, ledger, meter_of[pair[i]], read_at[i], register_wh[i], estimated[i], last_tick
         )
         if not plain or outcomes[i] != SETTLES or not keeps_pace(s):
             wake_at[who] = NONE

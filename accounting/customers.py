@@ -20,8 +20,7 @@ from accounting.bill import (
 )
 from accounting.calendar import QUARTER_US, day_start
 from accounting.compiled import compiled
-from accounting.decisions import review, review_after_credit, set_supply, write_notices
-from accounting.incidents import report_incidents
+from accounting.decisions import review, review_after_credit, set_supply
 from accounting.ledger import NO_BASIS, OPENING, post
 from accounting.partition import Partition, Record, digest, reason_text
 from accounting.payments import apply_waiting, is_credit
@@ -61,7 +60,6 @@ def apply_account(p: Partition, given: Record) -> None:
     if reason is not None:
         p.refuse("account", given, reason)
         return
-    incidents = int(p.ledger.size[1])
     if i == 0:
         i = open_account(p, record)
         p.accounts[i].version_digest = _signed(mark)
@@ -73,7 +71,6 @@ def apply_account(p: Partition, given: Record) -> None:
         change_prices(p, i, record)
     if record["closed_at"] is not None:
         close_account(p, i, record)
-    report_incidents(p, incidents)
     now = p.moment_of("account", record)
     if _release_waiting(p, i):
         review_after_credit(p, i, now)
@@ -148,7 +145,7 @@ def change_account(p: Partition, i: int, record: Record) -> None:
     s.emergency_credit_tiyin = record["emergency_credit_tiyin"]
     s.protected = record["supply_class"] == "protected"
     if (p.phones[i], p.languages[i]) != (record["phone"], record["language"]):
-        write_notices(p)  # what was decided before goes where it was meant to
+        p.take_notices()  # what was decided before goes where it was meant to
         language = record["language"]
         p.phones[i], p.languages[i] = record["phone"], language and intern(language)  # one text for a million accounts
     s.reachable = record["phone"] is not None
@@ -237,10 +234,8 @@ def apply_exchange(p: Partition, given: Record) -> None:
         p.refuse("meter_exchange", given, reason)
         return
     p.taken.setdefault(i, set()).add(mark)
-    incidents = int(p.ledger.size[1])
     at = record["exchanged_at"]
     _settle_read(p, i, at, record["old_register_wh"])
-    report_incidents(p, incidents)
     s = p.accounts[i]
     s.last_at, s.last_wh = at, record["new_register_wh"]
     if record["register_modulus_wh"] is not None:

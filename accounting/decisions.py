@@ -14,7 +14,7 @@ import numpy as np
 
 from accounting.calendar import US_PER_DAY
 from accounting.forecast import forecast_depletion, write_forecast
-from accounting.partition import Partition, Record, record_text, time_text
+from accounting.partition import Partition, Record, record_text
 from accounting.policies import Place, Policy, check_policy
 from accounting.records import ORDER_CAUSES, SUPPLY_STATES, parse_id
 from accounting.state import (
@@ -42,6 +42,7 @@ from accounting.supply import (
     review_accounts,
     send_notice,
 )
+from accounting.texts import time_text
 
 SAFETY = 1 + ORDER_CAUSES.index("safety")
 CAUSES = ("credit", *ORDER_CAUSES)
@@ -106,14 +107,6 @@ def remember_notices(p: Partition, first: int) -> None:
     """Remember whose the notices from `first` on are, for their receipts."""
     for notice in p.ledger.notices[first : p.ledger.size[3]].tolist():
         p.effects[notice[0], notice[1]] = (notice[2], notice[4], -1)
-
-
-def write_notices(p: Partition) -> None:
-    """Take the ledger's notices out of it, for the phone and in the language that the accounts have now."""
-    for notice in p.ledger.notices[: p.ledger.size[3]].tolist():
-        i = notice[2]
-        p.notices.append((notice, p.ids[i], p.phones[i], p.languages[i]))
-    p.ledger.size[3] = 0
 
 
 def tell(p: Partition, i: int, kind: int, now: int, pay_tiyin: int) -> None:

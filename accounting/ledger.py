@@ -76,13 +76,15 @@ INCIDENT = row_type(
         ("last_wh", "i8"),
         ("held_ordinal", "i8"),
         ("held_n", "i4"),
+        ("last_tick", "i8"),
     ]
 )
 REFUSED, HELD, HELD_SETTLED, HELD_REFUSED, UNCHANGED = 1, 2, 3, 4, 5
 
 
 class Ledger(NamedTuple):
-    """Rows with room, and how far each is filled: cause = [ordinal, next n]; size = [entries, incidents, forecasts, notices].
+    """Rows with room, and how far each is filled: cause = [ordinal, next n, last tick];
+    size = [entries, incidents, forecasts, notices].
 
     Few arrays, for each of them costs at every call of a compiled function.
     """
@@ -99,7 +101,7 @@ def new_ledger(entries: int, incidents: int = 1024, forecasts: int = 1024, notic
     """An empty ledger with room for so many."""
     room = zip((entries, incidents, forecasts, notices), (ENTRY, INCIDENT, FORECAST, NOTICE), strict=True)
     rows: list[Any] = [np.zeros(n, kind) for n, kind in room]
-    return Ledger._make([*rows, np.zeros(2, np.int64), np.zeros(4, np.int64)])
+    return Ledger._make([*rows, np.array([0, 0, NONE]), np.zeros(4, np.int64)])
 
 
 def make_room(ledger: Ledger, entries: int, incidents: int = 8, forecasts: int = 0, notices: int = 0) -> Ledger:
@@ -187,5 +189,6 @@ def note(ledger: Ledger, account: int, what: int, reason: int, s: Account, of_he
     incident.last_wh = s.last_wh
     incident.held_ordinal = s.held_ordinal if of_held else NONE
     incident.held_n = s.held_n if of_held else 0
+    incident.last_tick = ledger.cause[2]
     ledger.size[1] = k + 1
     return take_count(ledger)

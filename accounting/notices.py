@@ -5,14 +5,24 @@ Uzbek Latin is written with U+0027 for oʻ, gʻ and ʼ, so that it stays within 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from accounting.calendar import UTC_OFFSET_US
+from accounting.columns import whole_columns
 from accounting.records import NOTICE_KINDS
 from accounting.state import FOREVER
+from accounting.texts import join
 
-EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  a wall clock's, the offset is added by hand
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 TEXTS = {
     "low_credit": {
@@ -33,35 +43,84 @@ TEXTS = {
 }
 
 
-# A row of NOTICE (accounting.ledger), and of its account the id, the phone and the language.
-Told = tuple[tuple[int, ...], str, str | None, str | None]
+FALLBACK = "uz-Latn"
 
 
-def notice_event(told: Told) -> tuple[Any, ...]:
-    """The event of a notice: its columns."""
-    (o, n, _, kind, at, send_after, balance, pay, depletes_at, episode), account_id, phone, language = told
-    name, language = NOTICE_KINDS[kind], language or "uz-Latn"
-    depletes = None if depletes_at == FOREVER else depletes_at
-    text = notice_text(name, language, account_id, balance, depletes, pay)
-    return o, n, account_id, at, send_after, name, phone, language, text, depletes, episode
+@dataclass(frozen=True)
+class Told:
+    """Notices as they were decided (rows of NOTICE), with the ids of their accounts, and the phones and languages of then."""
+
+    rows: Any
+    account_ids: list[str]
+    phones: list[str | None]
+    languages: list[str | None]
+
+
+def notice_events(told: Sequence[Told]) -> pa.RecordBatch:
+    """Their events as whole columns."""
+    rows = np.concatenate([some.rows for some in told])
+    account_id, phone = ([x for some in told for x in getattr(some, name)] for name in ("account_ids", "phones"))
+    language = [x or FALLBACK for some in told for x in some.languages]
+    numbers = (rows[name] for name in ("kind", "balance_tiyin", "depletes_at", "pay_tiyin"))
+    columns = {
+        **{name: rows[name] for name in ("ordinal", "n", "noticed_at", "send_after", "episode")},
+        "account_id": account_id,
+        "kind": _KINDS.take(pa.array(rows["kind"])),
+        "phone": phone,
+        "language": language,
+        "text": notice_texts(*numbers, language=language, account_id=account_id),
+        "depletes_at": _depletion(rows["depletes_at"]),
+    }
+    return whole_columns("notice", columns)
+
+
+def notice_texts(
+    kind: NDArray[np.uint8],
+    balance_tiyin: NDArray[np.int64],
+    depletes_at: NDArray[np.int64],
+    pay_tiyin: NDArray[np.int64],
+    *,
+    language: Sequence[str],
+    account_id: Sequence[str],
+) -> pa.StringArray:
+    """The texts of notices. kind: numbers of NOTICE_KINDS. pay_tiyin: what to pay; a text rounds it up to whole thousands of
+    soum. depletes_at: FOREVER where there is no such moment.
+    """
+    pay = np.maximum(-(-pay_tiyin // 100_000), 1) * 100_000
+    values = {
+        "account": pa.array(account_id, pa.string()),
+        "balance": pa.array([soum(tiyin) for tiyin in balance_tiyin.tolist()]),
+        "when": pc.fill_null(local_times(_depletion(depletes_at)), "-"),
+        "pay": pa.array([soum(tiyin) for tiyin in pay.tolist()]),
+    }
+    templates: dict[str, list[int]] = {}
+    for row, (number, name) in enumerate(zip(kind.tolist(), language, strict=True)):
+        texts = TEXTS[NOTICE_KINDS[number]]
+        templates.setdefault(texts.get(name, texts[FALLBACK]), []).append(row)
+    filled = [_fill(template, values, pa.array(rows)) for template, rows in templates.items()]
+    place = np.concatenate([np.array(rows) for rows in templates.values()])
+    return pa.concat_arrays(filled).take(pa.array(np.argsort(place)))
+
+
+def _fill(template: str, values: Mapping[str, pa.StringArray], rows: pa.Array) -> pa.StringArray:
+    parts: list[pa.Array | str] = []
+    for text, name, _, _ in Formatter().parse(template):
+        parts += [text] if name is None else [text, values[name].take(rows)]
+    return join(*parts)
+
+
+def _depletion(moments: NDArray[np.int64]) -> pa.Array:
+    return pa.array(moments, mask=moments == FOREVER)
 
 
 def soum(tiyin: int) -> str:
     """Whole soum in groups of three, cut towards zero: what a customer reads."""
-    return f"{'-' if tiyin < 0 else ''}{abs(tiyin) // 100:,}".replace(",", " ")
+    return f"{'-' if tiyin <= -100 else ''}{abs(tiyin) // 100:,}".replace(",", " ")
 
 
-def local_time(at: int) -> str:
-    """A moment as `31.12.2026 18:30`, Asia/Tashkent."""
-    local = EPOCH + timedelta(microseconds=at + UTC_OFFSET_US)
-    return f"{local.day:02}.{local.month:02}.{local.year} {local.hour:02}:{local.minute:02}"
+def local_times(moments: pa.Array) -> pa.StringArray:
+    """Moments (µs) as `31.12.2026 18:30`, Asia/Tashkent."""
+    return pc.strftime(pc.add(moments, UTC_OFFSET_US).cast(pa.timestamp("us")), "%d.%m.%Y %H:%M")
 
 
-def notice_text(
-    kind: str, language: str | None, account_id: str, balance_tiyin: int, depletes_at: int | None, pay_tiyin: int
-) -> str:
-    """The text of a notice. pay_tiyin: what to pay; the text rounds it up to whole thousands of soum."""
-    pay = max(-(-pay_tiyin // 100_000), 1) * 100_000
-    template = TEXTS[kind].get(language or "uz-Latn", TEXTS[kind]["uz-Latn"])
-    when = local_time(depletes_at) if depletes_at is not None else "-"
-    return template.format(account=account_id, balance=soum(balance_tiyin), when=when, pay=soum(pay))
+_KINDS = pa.array(NOTICE_KINDS, pa.string())

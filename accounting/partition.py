@@ -7,26 +7,28 @@ refused. Nothing here decides anything.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from accounting.bill import MARK, REASONS
 from accounting.calendar import QUARTER_US
+from accounting.events import AccountIds
+from accounting.incidents import HeldTexts
 from accounting.ledger import Ledger, make_room, new_ledger, take_count
-from accounting.moments import EPOCH, moment_of
 from accounting.notices import Told
 from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
 from accounting.records import OWN_TIME, RECORDS
 from accounting.state import FOREVER, NONE, new_accounts
 from accounting.supply import RULES
 from accounting.tariffs import TariffBook
+from accounting.texts import as_json, date_text, time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REMEMBERED_US = 400 * 86_400_000_000
 Record = dict[str, Any]
@@ -34,20 +36,6 @@ CONTENT = {
     kind: tuple(c.name for c in columns if not c.internal and c.name != "received_at")
     for kind, columns in RECORDS.items()
 }
-
-
-@lru_cache(1 << 12)  # what arrives together is mostly of few moments
-def time_text(at: int) -> str:
-    """A moment as ISO 8601 in UTC."""
-    return moment_of(at).isoformat()
-
-
-as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def date_text(day: int) -> str:
-    """A day (since 1970-01-01) as ISO 8601."""
-    return (EPOCH + timedelta(days=day)).date().isoformat()
 
 
 def record_text(kind: str, record: Record) -> str:
@@ -96,6 +84,11 @@ class Texts:
         """That of account `i`."""
         return self._listed()[i]
 
+    def of(self, accounts: Iterable[int]) -> list[str | None]:
+        """Those of some accounts."""
+        texts = self._listed()
+        return [texts[i] for i in accounts]
+
     def __setitem__(self, i: int, text: str | None) -> None:
         """Another one for account `i`."""
         self._listed()[i] = text
@@ -135,7 +128,7 @@ class Partition:
     mark_count: int = 0
     payments: dict[int, dict[str, Payment]] = field(default_factory=dict)  # key: kind and id
     waiting: dict[str, list[tuple[int, int, str, Record]]] = field(default_factory=dict)  # unknown_account, by id
-    held_records: dict[tuple[int, int], str] = field(default_factory=dict)
+    held_records: HeldTexts = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     policy_count: int = 0
     places: list[Place] = field(default_factory=lambda: [Place("", None, None)])
@@ -154,10 +147,6 @@ class Partition:
         self.ledger: Ledger = new_ledger(4096)
         self.events: dict[str, list[tuple[Any, ...]]] = {}
         self.notices: list[Told] = []
-        self.incidents: list[Any] = []  # of accounting.incidents
-        self.held_now: dict[
-            tuple[int, int], None
-        ] = {}  # readings held by this body, not remembered with their text yet
         self.rules = np.zeros(0, RULES)
         self.rules_by_class: list[Rules] = []
         self.class_of: dict[tuple[bool, ...], int] = {}  # of places, by the scoped policies that cover them
@@ -165,7 +154,7 @@ class Partition:
         self.rules_from, self.rules_until = FOREVER, NONE
         self.meter_names: list[str] = []
         self.pairs: tuple[Any, Any, Any] | None = None  # of the last readings: dictionary, accounts, meters (all found)
-        self.named: tuple[Any, Any] | None = None  # of the last events: numbers of accounts, and their ids as an array
+        self.account_ids = AccountIds(self.ids)
         self.place_index = {place: i for i, place in enumerate(self.places)}
 
     # accounts
@@ -299,9 +288,19 @@ class Partition:
         """A record is held by name, whole; its held_id."""
         return self.emit("held", kind, reason, detail, record_text(kind, record))
 
-    def ignore(self, kind: str) -> None:
-        """Count a record that changes nothing."""
-        self.ignored[kind] = self.ignored.get(kind, 0) + 1
+    def ignore(self, kind: str, count: int = 1) -> None:
+        """Count records that change nothing."""
+        if count:
+            self.ignored[kind] = self.ignored.get(kind, 0) + count
+
+    def take_notices(self) -> None:
+        """Take the ledger's notices out of it, for the phone and in the language that the accounts have now."""
+        rows = self.ledger.notices[: self.ledger.size[3]].copy()
+        if rows.size:
+            accounts = rows["account"].tolist()
+            ids, phones, languages = self.ids, self.phones, self.languages
+            self.notices.append(Told(rows, [ids[i] for i in accounts], phones.of(accounts), languages.of(accounts)))
+            self.ledger.size[3] = 0
 
     def id_text(self, ordinal: int, n: int) -> str:
         """An event's id."""

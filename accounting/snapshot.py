@@ -79,7 +79,7 @@ def restore(data: bytes) -> Partition:
     p.wake_at = np.frombuffer(wake_at, np.int64)
     p.count = p.accounts.size
     batch = _open(strings)
-    p.ids = batch.column("id").to_pylist()
+    p.ids[:] = batch.column("id").to_pylist()
     p.phones, p.languages = Texts(batch.column("phone")), Texts(batch.column("language").dictionary_decode())
     p.index = dict(zip(p.ids, range(p.count), strict=True))
     del p.index[""]  # the row of no account

@@ -24,15 +24,12 @@ import sys
 import threading
 import traceback
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bytewax.operators as op
-import numpy as np
 from bytewax.dataflow import Dataflow, Stream
 from bytewax.inputs import AbortExecution, FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
@@ -46,43 +43,25 @@ from accounting.snapshot import VERSION, restore, snapshot
 from accounting.state import ACCOUNT
 from connectors.home import Home
 from connectors.locks import hold
-from connectors.log import DivergedError, LogError, NewRow, Row, Transaction
-from connectors.log.body import KIND_NAMES, KIND_NUMBER, decode, encode
+from connectors.log import LogError, Row
+from connectors.log.body import KIND_NAMES, Body
 from connectors.log.sqlite import open_log
 from streams import cluster
 from streams.lean import start_lean
+from streams.pipeline import PRODUCER, Pipeline, SettleError
 from streams.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pyarrow as pa
 
-PRODUCER = "settle"
-IGNORED = "ignored"  # consumer name under which counts of records that changed nothing are kept
 RECOVERY_PARTITIONS = 4
 READ_ROWS, READ_BYTES = 256, 1 << 22
 IDLE = timedelta(milliseconds=50)
 
 
-class SettleError(Exception):
-    """Settling could not go on; the message says why and what to do next."""
-
-
 class BytewaxError(SettleError):
     """The engine failed, not a step: one of its processes is gone, or its recovery store is damaged."""
-
-
-@dataclass(frozen=True)
-class SettledRow:
-    """The events of one journal row, and how far its partition has come."""
-
-    partition: int
-    position: int
-    end: int
-    count: int
-    body: bytes
-    ignored: dict[str, int]
 
 
 class _Run:
@@ -99,10 +78,10 @@ class _Run:
         self._in_cluster = in_cluster
 
     @contextlib.contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Keep what goes wrong inside, and do nothing more once something has."""
+    def guarded(self) -> Iterator[bool]:
+        """Keep what goes wrong inside; whether all has gone well until now, for nothing more is done once it has not."""
         try:
-            yield
+            yield self.failure is None
         except Exception as error:  # noqa: BLE001  whatever it is, it is raised again by run_worker
             self.failure = self.failure or error
             if self._in_cluster:  # other workers may have the sources; they are killed when this one is gone
@@ -116,7 +95,6 @@ class _Run:
 
 
 _run = _Run()
-_encoder = ThreadPoolExecutor(1, "encode")
 
 
 # the three steps
@@ -187,113 +165,76 @@ class _JournalPart(StatefulSourcePartition[Any, int]):
         return self.position
 
 
-class SettleLogic(StatefulBatchLogic[Row, SettledRow, bytes]):
+class SettleLogic(StatefulBatchLogic[Row, int, bytes]):
     """The state of one partition, and the rules applied to each row of its journal in turn."""
 
-    def __init__(self, state: bytes | None, partitions: int) -> None:
+    def __init__(self, state: bytes | None, partitions: int, pipeline: Pipeline) -> None:
         """Go on from a snapshot, or from nothing."""
         self.partitions = partitions
+        self.pipeline = pipeline
         self.partition: Partition | None = None
         self.position = 0
         if state:
             self.position = int.from_bytes(state[:8], "little")
             self.partition = restore(state[8:])
 
-    def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
-        """Settle rows in order."""
-        settled: list[SettledRow] = []
-        with _run.guarded():
-            if not _run.failure:
-                settled = [encoding.result() for encoding in [self.settle(row) for row in values]]
-        return settled, StatefulBatchLogic.RETAIN
+    def on_batch(self, values: list[Row]) -> tuple[list[int], bool]:
+        """Settle rows in order; how many there were."""
+        with _run.guarded() as well:
+            if well:
+                for row, body in zip(values, self.pipeline.decoded(values), strict=True):
+                    self.settle(row, body)
+        return [len(values)], StatefulBatchLogic.RETAIN
 
-    def settle(self, row: Row) -> Future[SettledRow]:
-        """One row's events, which are made and compressed while the next row is settled."""
+    def settle(self, row: Row, body: Body) -> None:
+        """Settle one row. Its events are made and encoded while the next one is settled."""
         if self.partition is None:
             self.partition = Partition(row.partition, unrouted=row.partition == self.partitions - 1)
         if row.position != self.position:
             msg = f"partition {row.partition}: the state stands at {self.position}, the journal's next row at {row.position}"
             raise SettleError(msg)
-        body = decode(row.body)
         runs = [(KIND_NAMES[k], c) for k, c in zip(body.runs_kind.tolist(), body.runs_count.tolist(), strict=True)]
         settled = settle_body(self.partition, row.position, runs, body.batches)
         self.position = row.end
-        ignored = dict(self.partition.ignored)
-        return _encoder.submit(lambda: encode_row(row, settled.events(), ignored))
+        self.pipeline.encode(row, settled.events, dict(self.partition.ignored))
 
     def snapshot(self) -> bytes:
-        """The state, and the position it stands at; nothing if the first row failed."""
+        """The state, and the position it stands at, once its events are durable; nothing if the first row failed."""
+        self.pipeline.append()
+        self.pipeline.wait()
         _run.note_snapshot()
         if self.partition is None:
             return b""
         return self.position.to_bytes(8, "little") + snapshot(self.partition)
 
 
-def encode_row(row: Row, events: dict[str, pa.RecordBatch], ignored: dict[str, int]) -> SettledRow:
-    """A journal row's events as a body, one run a kind: each event knows its place by itself."""
-    kinds = np.array([KIND_NUMBER[kind] for kind in events], np.uint8)
-    counts = np.array([batch.num_rows for batch in events.values()], np.uint32)
-    body = encode((kinds, counts), events) if events else b""
-    return SettledRow(row.partition, row.position, row.end, int(counts.sum()), body, ignored)
+class EventSink(DynamicSink[tuple[str, int]]):
+    """Has the events appended to the home's event log, with the positions settled."""
 
-
-class EventSink(DynamicSink[tuple[str, SettledRow]]):
-    """Appends events to the home's event log, with the positions settled, in one transaction a batch."""
-
-    def __init__(self, home: Home) -> None:
-        """Write to the home's events."""
-        self.log = open_log(home.events)
+    def __init__(self, pipeline: Pipeline) -> None:
+        """pipeline: that which encodes them."""
+        self.pipeline = pipeline
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _EventPart:  # noqa: ARG002  bytewax's signature
         """Each worker writes what it settled."""
-        return _EventPart(self.log)
+        return _EventPart(self.pipeline)
 
 
-class _EventPart(StatelessSinkPartition[tuple[str, SettledRow]]):
-    def __init__(self, log: Any) -> None:
-        self.log = log
+class _EventPart(StatelessSinkPartition[tuple[str, int]]):
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
 
-    def write_batch(self, items: Sequence[tuple[str, SettledRow]]) -> None:
-        with _run.guarded():
-            if not _run.failure:
-                self._write(items)
-
-    def _write(self, items: Sequence[tuple[str, SettledRow]]) -> None:
-        rows = [NewRow(r.partition, r.position, r.count, r.body) for _, r in items if r.count]
-        ends: dict[str, int] = {}
-        ignored: dict[str, int] = {}
-        for _, r in items:
-            ends[str(r.partition)] = r.end
-            ignored |= {f"{r.partition}:{kind}": count for kind, count in r.ignored.items()}
-        with self.log.writing() as turn:
-            _append(turn, rows)
-            before = turn.committed(PRODUCER)
-            ends = {key: end for key, end in ends.items() if end > before.get(key, 0)}
-            if ends:
-                turn.commit(PRODUCER, ends)
-                turn.commit(IGNORED, {k: v for k, v in ignored.items() if k.partition(":")[0] in ends})
-
-    def close(self) -> None:
-        self.log.close()
+    def write_batch(self, items: Sequence[tuple[str, int]]) -> None:  # noqa: ARG002  bytewax's signature
+        self.pipeline.append()
 
 
-def _append(turn: Transaction, rows: Sequence[NewRow]) -> None:
-    try:
-        turn.append(PRODUCER, rows)
-    except DivergedError as error:
-        raise SettleError(
-            f"{error} The rules that settle now are not those that settled then, or a file was damaged. Settle with the"
-            " version of Hisob that wrote the events, or put back the file."
-        ) from error
-
-
-def settle_flow(source: JournalSource, sink: EventSink) -> Dataflow:
+def settle_flow(source: JournalSource, pipeline: Pipeline) -> Dataflow:
     """The dataflow: journal → settle → events."""
     partitions = len(source.list_parts())
     flow = Dataflow("settle")
     journal: Stream[Any] = op.input("journal", flow, source)
-    settled = op.stateful_batch("settle", journal, lambda state: SettleLogic(state, partitions))
-    op.output("events", settled, sink)
+    settled = op.stateful_batch("settle", journal, lambda state: SettleLogic(state, partitions, pipeline))
+    op.output("events", settled, EventSink(pipeline))
     return flow
 
 
@@ -327,8 +268,13 @@ def run_worker(
     """One process of the dataflow, in this process. SIGTERM and SIGINT end it cleanly, with a last snapshot; False then."""
     global _run  # noqa: PLW0603  bytewax makes the steps, and lets nothing be handed to them
     _run = _Run(home.recovery, in_cluster=process_id is not None)
-    with closing(JournalSource(home, drain=drain)) as source, stop_on_signals(_run.stop), _suited():
-        flow = settle_flow(source, EventSink(home))
+    with (
+        closing(JournalSource(home, drain=drain)) as source,
+        closing(Pipeline(home, _run.guarded)) as pipeline,
+        stop_on_signals(_run.stop),
+        _suited(),
+    ):
+        flow = settle_flow(source, pipeline)
         with _panics_explained(home):
             cli_main(  # type: ignore[no-untyped-call]  # bytewax has types, but not here
                 flow,

@@ -20,14 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from accounting.events import Settled
 from connectors.locks import AlreadyRunningError, hold
 from connectors.log import Row
 from connectors.log.body import _plain, decode, unpack
 from connectors.log.rows import follow
-from connectors.log.sqlite import _checksum, create_log, open_log
+from connectors.log.sqlite import SqliteTransaction, _checksum, create_log, open_log
 from streams import settle as settling
 from streams.ingest import ingest_files
-from streams.settle import SettleError, run_settle
+from streams.pipeline import SettleError
+from streams.settle import run_settle
 from tests.journals import journal_of, rows_of
 from tests.whole_homes import (
     PARTITIONS,
@@ -291,7 +293,7 @@ def test_a_journal_that_is_not_that_of_the_events_is_refused(settled, tmp_path):
         run_settle(home, drain=True)
 
 
-@pytest.mark.parametrize("step", ["source", "rules", "sink"])
+@pytest.mark.parametrize("step", ["source", "rules", "events", "append"])
 @pytest.mark.parametrize("fails_at", [1, 3, "last"])
 def test_a_step_that_fails_is_told_as_it_is_and_leaves_nothing_out(
     step, fails_at, journalled, digest, tmp_path, monkeypatch, capfd
@@ -300,7 +302,8 @@ def test_a_step_that_fails_is_told_as_it_is_and_leaves_nothing_out(
     owner, name = {
         "source": (type(open_log(home.journal, readonly=True)), "read"),
         "rules": (settling.SettleLogic, "settle"),
-        "sink": (settling._EventPart, "_write"),
+        "events": (Settled, "events"),
+        "append": (SqliteTransaction, "append"),
     }[step]
     whole, calls = getattr(owner, name), []
 

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from accounting.notices import notice_text
-from accounting.records import EVENT_SCHEMAS, render_id
+from accounting.notices import notice_texts
+from accounting.records import EVENT_SCHEMAS, NOTICE_KINDS, render_id
+from accounting.state import FOREVER
 from connectors.locks import AlreadyRunningError
 from connectors.log import NewRow, TransientLogError
 from connectors.log.body import KIND_NUMBER, encode, pack
@@ -481,6 +482,12 @@ def test_a_phone_answers_though_the_network_was_killed_in_between(tmp_path):
 
 
 # ---- the texts -------------------------------------------------------------------------------------------------------
+
+
+def notice_text(kind, language, account_id, balance_tiyin, depletes_at, pay_tiyin):
+    numbers = (NOTICE_KINDS.index(kind), balance_tiyin, FOREVER if depletes_at is None else depletes_at, pay_tiyin)
+    (text,) = notice_texts(*(np.array([n]) for n in numbers), language=[language], account_id=[account_id]).to_pylist()
+    return text
 
 
 @pytest.mark.parametrize("language", ["uz-Latn", "uz-Cyrl", "ru"])

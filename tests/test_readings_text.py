@@ -30,7 +30,9 @@ READINGS = st.lists(
 @settings(max_examples=100, deadline=None)
 def test_a_reading_is_told_by_the_column_as_it_is_record_by_record(readings, chosen):
     batch = decode(body_of([("reading", reading) for reading in readings])).batches["reading"]
-    opened = open_readings(Partition(0), batch, np.arange(7, 7 + len(readings), dtype=np.int64))
+    opened = open_readings(Partition(0), batch, [(7, len(readings))])
     rows = chosen.draw(st.lists(st.integers(0, len(readings) - 1), unique=True).map(sorted))
-    assert opened.texts([7 + row for row in rows]) == [record_text("reading", readings[row]) for row in rows]
+    assert opened.texts(np.array(rows, np.int64) + 7).to_pylist() == [
+        record_text("reading", readings[row]) for row in rows
+    ]
     assert opened.estimated.tolist() == [reading["status"] == "estimated" for reading in readings]
