@@ -1,15 +1,15 @@
 """Pass-through: what settle would cost if there were no rules. The bound that the log, Arrow and bytewax set.
 
 The same journal is read by the same source and every row decoded; for each reading an entry is made up of the reading
-itself, as columns, and a body of them is encoded as settle's are; the same sink appends it and commits. There is no
-state and no lookup.
+itself, as columns, and a body of them is encoded as settle's are, then appended and committed, all in the same threads
+beside. There is no state and no lookup.
 """
 
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import bytewax.operators as op
@@ -20,15 +20,17 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 
+from accounting.columns import narrow
 from accounting.records import BASES, ENTRY_KINDS
 from bench.ingest import small_work
 from bench.work import HALF_HOUR_US, PARTITIONS, Work, measured
 from connectors.home import Home
 from connectors.log import Row
-from connectors.log.body import decode
+from connectors.log.body import Body
 from connectors.log.rows import records_in
 from connectors.log.sqlite import create_log, open_log
-from streams.settle import EventSink, JournalSource, SettledRow, _encoder, _JournalPart, encode_row
+from streams.pipeline import Pipeline
+from streams.settle import EventSink, JournalSource, _JournalPart
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 
@@ -45,24 +47,31 @@ class FromHere(JournalSource):
         return _JournalPart(self._open(), int(for_part), start, drain=True)
 
 
-class PassThrough(StatefulBatchLogic[Row, SettledRow, bytes]):
+class PassThrough(StatefulBatchLogic[Row, int, bytes]):
     """As SettleLogic, without a state and without rules."""
 
-    def on_batch(self, values: list[Row]) -> tuple[list[SettledRow], bool]:
-        return [encoding.result() for encoding in [pass_row(row) for row in values]], StatefulBatchLogic.RETAIN
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def on_batch(self, values: list[Row]) -> tuple[list[int], bool]:
+        for row, body in zip(values, self.pipeline.decoded(values), strict=True):
+            self.pipeline.encode(row, partial(passed, body), {})
+        return [len(values)], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> bytes:
+        self.pipeline.append()
+        self.pipeline.wait()
         return b""
 
 
-def pass_row(row: Row) -> Future[SettledRow]:
+def passed(body: Body) -> dict[str, pa.RecordBatch]:
     """A row's readings as so many entries."""
-    readings = decode(row.body).batches.get("reading")
-    return _encoder.submit(encode_row, row, {"entry": entries_of(readings)} if readings is not None else {}, {})
+    readings = body.batches.get("reading")
+    return {"entry": entries_of(readings)} if readings is not None else {}
 
 
 def entries_of(readings: pa.RecordBatch) -> pa.RecordBatch:
-    """An entry a reading, with all its columns. What is in them is made up, but as hard to compress as the true ones."""
+    """An entry a reading, in the columns that settle writes. What is in them is made up, as hard to compress as the true."""
     pair, read_at = readings.column("pair"), readings.column("read_at")
     register_wh = readings.column("register_wh").to_numpy()
     usage_wh = register_wh % 509
@@ -75,11 +84,10 @@ def entries_of(readings: pa.RecordBatch) -> pa.RecordBatch:
             "kind": constant(ENTRY_KINDS, rows),
             "from_at": pa.array(read_at.cast(pa.int64()).to_numpy() - HALF_HOUR_US).cast(read_at.type),
             "to_at": read_at,
-            "from_wh": pa.array(register_wh - usage_wh),
-            "to_wh": pa.array(register_wh),
-            "usage_wh": pa.array(usage_wh),
-            "amount_tiyin": pa.array(usage_wh * -60),
-            "balance_tiyin": pa.array(60_000_000 - register_wh),
+            "to_wh": narrow(register_wh),
+            "usage_wh": narrow(usage_wh),
+            "amount_tiyin": narrow(usage_wh * -60),
+            "balance_tiyin": narrow(60_000_000 - register_wh),
             "tariff": constant(("household",), rows),
             "basis": constant(BASES, rows),
         }
@@ -107,12 +115,13 @@ def fresh_home(work: Work, name: str, source: str) -> tuple[Home, dict[str, int]
 
 def run(home: Home, starts: dict[str, int]) -> None:
     """The dataflow, with recovery on as settle has it."""
-    flow = Dataflow("passthrough")
-    journal = op.input("journal", flow, FromHere(home, starts))
-    passed = op.stateful_batch("pass", journal, lambda _state: PassThrough())
-    op.output("events", passed, EventSink(home))
-    config: dict[str, Any] = {"epoch_interval": None, "recovery_config": RecoveryConfig(home.recovery)}
-    cli_main(flow, **config)
+    with closing(Pipeline(home, lambda: nullcontext(enter_result=True))) as pipeline:
+        flow = Dataflow("passthrough")
+        journal = op.input("journal", flow, FromHere(home, starts))
+        through = op.stateful_batch("pass", journal, lambda _state: PassThrough(pipeline))
+        op.output("events", through, EventSink(pipeline))
+        config: dict[str, Any] = {"epoch_interval": None, "recovery_config": RecoveryConfig(home.recovery)}
+        cli_main(flow, **config)
 
 
 def entries_in(home: Home) -> int:
