@@ -561,8 +561,8 @@ def settle_readings(
 
     accounts: ACCOUNT[n], changed in place. pair, read_at, register_wh, estimated: one value a reading; account_of, meter_of:
     one a pair, account −1 being one to which no claim reaches back. Reading i is the journal's `shift + i`. outcomes: what
-    became of each. An account is woken for the next tick unless the reading was a plain one that keeps its pace. Returns the
-    reading it stopped before, for want of room in the ledger.
+    became of each. An account is woken for the next tick unless the reading was a plain one that keeps its pace, or moved
+    nothing. Returns the reading it stopped before, for want of room in the ledger.
     """
     accounts, wake_at, marks = untracked(accounts), untracked(wake_at), untracked(marks)
     book, ledger = hold_book(book), hold_ledger(ledger)
@@ -582,7 +582,11 @@ def settle_readings(
         outcomes[i] = settle_reading(
             s, who, book, marks, ledger, meter_of[pair[i]], read_at[i], register_wh[i], estimated[i], last_tick
         )
-        if not plain or outcomes[i] != SETTLES or not keeps_pace(s):
+        if outcomes[i] == SETTLES:
+            is_quiet = plain and keeps_pace(s)
+        else:
+            is_quiet = outcomes[i] < SETTLES or outcomes[i] in (IGNORED, ACCEPTED, IS_HELD)
+        if not is_quiet:
             wake_at[who] = NONE
     return end
 
