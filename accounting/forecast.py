@@ -99,12 +99,14 @@ def deplete(s: Account, book: Book, rate_wh: float, from_at: int, month_wh: int,
         return FOREVER
     at, segment, end = from_at, s.segment, book.schedules[s.schedule].end
     while at < from_at + HORIZON_US:
-        month_end = month_start(month_of(at) + 1)
-        while segment + 1 < end and book.segments[segment + 1].from_at <= at:
-            segment += 1
-        until = min(month_end, next_edge(book, segment, at))
-        if segment + 1 < end:
-            until = min(until, book.segments[segment + 1].from_at)
+        if at == s.last_at:  # worked out already
+            until = s.next_change_at
+        else:
+            while segment + 1 < end and book.segments[segment + 1].from_at <= at:
+                segment += 1
+            until = min(month_start(month_of(at) + 1), next_edge(book, segment, at))
+            if segment + 1 < end:
+                until = min(until, book.segments[segment + 1].from_at)
         price = price_at(book, segment, at)
         used_wh = int(rate_wh * ((until - at) / US_PER_DAY))
         charge = cost(book, price, month_wh + used_wh) - cost(book, price, month_wh)
@@ -112,7 +114,7 @@ def deplete(s: Account, book: Book, rate_wh: float, from_at: int, month_wh: int,
             pays_wh = min(affordable_wh(book, price, month_wh, credit_tiyin), used_wh)
             return min(at + int(pays_wh / rate_wh * US_PER_DAY), until)
         credit_tiyin -= charge
-        at, month_wh = until, (0 if until == month_end else month_wh + used_wh)
+        at, month_wh = until, (0 if until == month_start(month_of(at) + 1) else month_wh + used_wh)
     return FOREVER
 
 
