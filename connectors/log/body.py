@@ -1,9 +1,9 @@
 """What a row's body is made of: records of mixed kinds in their order, as Arrow.
 
-A body is one Arrow IPC stream (zstd) for each kind it holds, and the **runs**: which kind how many records in a row, so
-that the order is kept without a column for it. In the body columns are *packed*: strings are dictionary codes, `meter_id` and
-`account_id` of readings share one code (a dictionary of pairs), a column without a value is left out. `unpacked` gives the
-contract's columns back (`accounting.records`), strings as dictionary arrays.
+A body is one Arrow IPC stream (zstd, LZ4 where it is small) for each kind it holds, and the **runs**: which kind how many
+records in a row, so that the order is kept without a column for it. In the body columns are *packed*: strings are dictionary
+codes, `meter_id` and `account_id` of readings share one code (a dictionary of pairs), a column without a value is left out.
+`unpack` gives the contract's columns back (`accounting.records`), strings as dictionary arrays.
 
 Texts that hardly occur twice may lie without a dictionary, numbers that all fit in 32 bits in those, dictionary codes in 8 or
 16; an entry's `from_wh` may be left out where it is `to_wh − |usage_wh|`.
@@ -35,6 +35,8 @@ KIND_NUMBER = {name: number for number, name in enumerate(KIND_NAMES)}
 _CODES = pa.dictionary(pa.int32(), pa.string())
 _PAIRS = pa.dictionary(pa.int32(), pa.struct([("meter_id", pa.string()), ("account_id", pa.string())]))
 _WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
+_WRITE_FEW = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+FEW_BYTES = 1 << 16  # up to here zstd takes longer to begin than to compress, a tenth of a millisecond a batch
 _READ = pa.ipc.IpcReadOptions(use_threads=False)  # whoever has many bodies goes through them in threads of its own
 _HEAD = struct.Struct("<4sII")  # magic, kinds, runs
 _PART = struct.Struct("<BI")  # kind, bytes
@@ -112,7 +114,7 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _write(batch: pa.RecordBatch) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_WRITE) as writer:
+    with pa.ipc.new_stream(sink, batch.schema, options=_WRITE if batch.nbytes > FEW_BYTES else _WRITE_FEW) as writer:
         writer.write_batch(batch)
     return sink.getvalue()
 
