@@ -210,7 +210,7 @@ class Partition:
         """The rules of every place at a moment, for compiled code; wakes every account when a threshold changes, and
         after a restore, for a snapshot does not say which thresholds held.
         """
-        if not (self.rules_from <= now < self.rules_until):
+        if not self.rules_hold(now):
             before, policies = self.rules_by_class, list(self.policies.values())
             self.rules_by_class, self.rules_from = [], now
             self.rules_until = rules_hold_until(policies, now)
@@ -221,6 +221,10 @@ class Partition:
         elif len(self.place_class) < len(self.places):
             self._classify_places(list(self.policies.values()))
         return self.rules
+
+    def rules_hold(self, now: int) -> bool:
+        """Whether the rules last worked out hold at a moment."""
+        return self.rules_from <= now < self.rules_until
 
     def rules_of(self, i: int) -> Rules:
         """The rules of an account's place, as last asked for by `rules_now`."""
@@ -259,8 +263,12 @@ class Partition:
 
     def begin(self, ordinal: int) -> None:
         """Turn to the next record: its events are counted from 0. There is room for what one record can leave."""
-        self.ledger.cause[0], self.ledger.cause[1] = ordinal, 0
+        self.turn_to(ordinal)
         self.reserve(64)
+
+    def turn_to(self, ordinal: int) -> None:
+        """As `begin`, for one that leaves nothing in the ledger at once."""
+        self.ledger.cause[0], self.ledger.cause[1] = ordinal, 0
 
     def reserve(self, entries: int, incidents: int = 16, forecasts: int = 8, notices: int = 8) -> None:
         """Make sure the ledger has room for so many more."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from accounting.decisions import SAFETY, carry_out
 from accounting.ledger import ADJUSTMENT, PAYMENT, REVERSAL
 from accounting.partition import REMEMBERED_US, Partition, Payment, Record
 from accounting.records import OWN_TIME
 from accounting.state import NONE
-from accounting.supply import post_payment, settle_payment
+from accounting.supply import post_payment, settle_payments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 ID = {"payment": "payment_id", "adjustment": "adjustment_id"}
 REST = {
@@ -16,21 +23,39 @@ REST = {
 }  # of the content, beside moment and amount
 
 
-def apply_payment(p: Partition, kind: str, record: Record) -> None:
-    """Take a payment or adjustment: credited, refused, held until its account arrives, or ignored as a repetition."""
-    i = p.find(record["account_id"])
-    if i == 0:
-        ordinal, n = p.hold(kind, record, "unknown_account")
-        p.waiting.setdefault(record["account_id"], []).append((ordinal, n, kind, record))
-        return
-    if judge(p, i, kind, record) == "settled":
-        now = p.moment_of(kind, record)
-        rules, (what, at, amount) = p.rules_now(now), posting(kind, record)
-        lifts = is_credit(record)
-        due = settle_payment(
-            p.accounts, i, p.wake_at, p.book.arrays(), rules, p.ledger, what, at, amount, lifts, now, SAFETY
-        )
-        carry_out(p, i, due, now)
+def apply_payments(p: Partition, kind: str, records: Iterable[Record], ordinal: int) -> None:
+    """Take payments or adjustments in a row, the first of which is the journal's `ordinal`: each is credited, refused, held
+    until its account arrives, or ignored as a repetition.
+    """
+    postings: list[tuple[int, ...]] = []
+    for number, record in enumerate(records, ordinal):
+        p.turn_to(number)
+        i = p.find(record["account_id"])
+        if i == 0:
+            first, n = p.hold(kind, record, "unknown_account")
+            p.waiting.setdefault(record["account_id"], []).append((first, n, kind, record))
+        elif judge(p, i, kind, record) == "settled":
+            now = p.moment_of(kind, record)
+            if postings and not p.rules_hold(now):
+                settle_postings(p, postings)
+                postings = []
+            postings.append((number, i, *posting(kind, record), is_credit(record), now))
+    if postings:
+        settle_postings(p, postings)
+
+
+def settle_postings(p: Partition, postings: Sequence[tuple[int, ...]]) -> None:
+    """Post them one after the other, and carry out what each makes due. The rules of the first one's moment hold for all."""
+    rows, due = np.array(postings, np.int64), np.zeros(1, np.int64)
+    rules, k = p.rules_now(postings[0][-1]), 0
+    while True:
+        p.reserve(len(rows) - k + 64)
+        k = settle_payments(p.accounts, p.wake_at, p.book.arrays(), rules, p.ledger, rows, k, SAFETY, due)
+        if k == len(rows):
+            break
+        _, account, *_, now = postings[k]
+        carry_out(p, account, int(due[0]), now)
+        k += 1
 
 
 def apply_waiting(p: Partition, i: int, kind: str, record: Record) -> str:

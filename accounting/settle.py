@@ -6,6 +6,7 @@ taken in their order; runs of readings go through compiled code as columns, what
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from accounting.decisions import (
 )
 from accounting.events import Settled, take_events
 from accounting.partition import Partition, Record
-from accounting.payments import apply_payment, forget_payments
+from accounting.payments import apply_payments, forget_payments
 from accounting.readings import apply_readings, hold_unrouted, open_readings, resolve
 from accounting.records import RECORD_SCHEMAS
 from accounting.state import NONE
@@ -41,6 +42,7 @@ def settle_body(
     The events are those of what it returns.
     """
     p.ledger.cause[2] = p.last_tick
+    p.reserve(sum(count for _, count in runs) + 64)
     readings = open_readings(p, batches["reading"], reading_runs(position, runs)) if "reading" in batches else None
     records = {kind: iter(to_records(kind, batch)) for kind, batch in batches.items() if kind != "reading"}
     read, ordinal, brought = 0, position, False
@@ -52,10 +54,12 @@ def settle_body(
                 brought = False
             (hold_unrouted if p.unrouted else apply_readings)(p, readings, read, read + count, ordinal)
             read += count
+        elif kind in ("payment", "adjustment"):
+            apply_payments(p, kind, islice(records[kind], count), ordinal)
         else:
-            for k in range(count):
-                p.begin(ordinal + k)
-                apply_record(p, kind, next(records[kind]))
+            for number, record in enumerate(islice(records[kind], count), ordinal):
+                p.begin(number)
+                apply_record(p, kind, record)
             brought |= kind in ("account", "meter_exchange")
         ordinal += count
     return take_events(p, readings)
@@ -72,11 +76,9 @@ def reading_runs(position: int, runs: Sequence[tuple[str, int]]) -> list[tuple[i
 
 
 def apply_record(p: Partition, kind: str, record: Record) -> None:
-    """Any record but a reading."""
+    """A record of a kind of which there are few."""
     if kind == "tick":
         apply_tick(p, record["ticked_at"])
-    elif kind in ("payment", "adjustment"):
-        apply_payment(p, kind, record)
     elif kind == "unreadable":
         where = f"{record['file']}, row {record['row']}"
         column = f", {record['column']} = {record['value']!r}" if record.get("column") else ""
@@ -111,7 +113,7 @@ def apply_tick(p: Partition, at: int) -> None:
         if turned:
             forget_payments(p)
             forget_effects(p)
-    if p.count > 1 and (at >= p.rules_until or p.wake_at[1 : p.count].min() <= at):
+    if p.count > 1:
         review_all(p, at, at_tick=True)
 
 

@@ -259,27 +259,35 @@ def post_payment(
     post(ledger, account, what, NO_BASIS, -1, NONE, at, NONE, NONE, 0, amount_tiyin, s.balance_tiyin)
 
 
-@compiled
-def settle_payment(
+@loop
+def settle_payments(
     accounts: Accounts,
-    account: int,
     wake_at: NDArray[np.int64],
     book: Book,
     rules: Any,
     ledger: Ledger,
-    what: int,
-    at: int,
-    amount_tiyin: int,
-    is_credit: bool,
-    now: int,
+    postings: NDArray[np.int64],
+    first: int,
     safety_cause: int,
+    due: NDArray[np.int64],
 ) -> int:
-    """Post a payment or adjustment and decide at once what is due, all in one call: there are many of them."""
-    s = accounts[account]
-    post_payment(s, account, wake_at, ledger, what, at, amount_tiyin)
-    if is_credit:
-        begin_episode(s, book, rules[s.place], now)
-    return review_account(s, account, wake_at, book, rules[s.place], now, False, safety_cause)
+    """Post payments and adjustments from the first … on, and decide after each one what is due.
+
+    postings: int64[n, 7]: ordinal, account, kind of entry, moment, signed amount, whether it is a credit, and the moment at
+    which is decided. Stops at the first one with something due and returns it: due[0] says what. Returns n when
+    all have been posted. The ledger has to have room for an entry each.
+    """
+    for k in range(first, len(postings)):
+        ordinal, account, what, at, amount, is_credit, now = postings[k]
+        ledger.cause[0], ledger.cause[1] = ordinal, 0
+        s = accounts[account]
+        post_payment(s, account, wake_at, ledger, what, at, amount)
+        if is_credit:
+            begin_episode(s, book, rules[s.place], now)
+        due[0] = review_account(s, account, wake_at, book, rules[s.place], now, False, safety_cause)
+        if due[0] != NOTHING:
+            return k
+    return len(postings)
 
 
 @loop
