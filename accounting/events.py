@@ -1,21 +1,21 @@
 """What a body of the journal has caused, from the ledger's rows to events as packed columns.
 
-`take_events` takes out of the partition what the next body would write over, and is all that has to wait; the columns are made
-of it by `Settled.events`, which another thread may do beside the rules, body after body in order.
+`take_events` takes out of the partition what the next body would write over, which is quickly done; the columns are made of it
+by `Settled.events`, which another thread may do beside the rules, body after body in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from accounting.columns import coded, in_order, narrow, numbers, packed, rows_as_columns, steps, without_empty
-from accounting.compiled import compiled, loop, untracked
+from accounting.columns import coded, filled, in_order, narrow, numbers, packed, rows_as_columns, steps, without_empty
+from accounting.compiled import loop, rule, untracked
 from accounting.incidents import HeldTexts, incident_events
-from accounting.ledger import FORECAST, UNCHANGED, new_ledger
+from accounting.ledger import FORECAST, UNCHANGED
 from accounting.notices import Told, notice_events
 from accounting.records import BASES, ENTRY_KINDS, EVENTS, TIME
 from accounting.state import FOREVER, NONE
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from accounting.partition import Partition
     from accounting.readings import Readings
-
-MOST_ENTRIES_KEPT = 1 << 19  # beyond, a ledger's room is given back
 
 
 class AccountIds:
@@ -45,8 +43,8 @@ class AccountIds:
             self._all = pa.array(self._ids[:count], pa.string())
         codes, used = _compact(accounts, count)
         if used.size * 2 >= count:
-            return pa.DictionaryArray.from_arrays(pa.array(accounts), self._all)
-        return pa.DictionaryArray.from_arrays(pa.array(codes), self._all.take(pa.array(used)))
+            return pa.DictionaryArray.from_arrays(pa.array(accounts), self._all, safe=False)
+        return pa.DictionaryArray.from_arrays(pa.array(codes), self._all.take(pa.array(used)), safe=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Settled:
     ids: AccountIds
     tariffs: Sequence[str]
     held: HeldTexts
-    entries: Entries | None
+    entries: Any
     forecasts: Any
     rows: dict[str, list[tuple[Any, ...]]]
     notices: list[Told]
@@ -68,8 +66,8 @@ class Settled:
     def events(self) -> dict[str, pa.RecordBatch]:
         """The events by kind as packed columns with `ordinal` and `n`, each kind in order. To be called once."""
         columns: dict[str, pa.RecordBatch] = {}
-        if self.entries is not None:
-            columns["entry"] = self._entries(self.entries)
+        if self.entries.size:
+            columns["entry"] = self._entries(Entries.of(self.entries))
         if self.forecasts.size:
             columns["forecast"] = self._forecasts()
         made = incident_events(self.number, self.incidents, self.readings, self.held)
@@ -77,26 +75,25 @@ class Settled:
             made["notice"] = notice_events(self.notices)
         for kind in made.keys() | self.rows.keys():
             parts = [rows_as_columns(kind, self.rows[kind])] if kind in self.rows else []
-            together = in_order([*parts, made[kind]] if kind in made else parts)
-            if together is not None:
-                columns[kind] = packed(together)
+            columns[kind] = packed(in_order(kind, [*parts, made[kind]] if kind in made else parts))
         return {kind: columns[kind] for kind in EVENTS if kind in columns}
 
     def _entries(self, e: Entries) -> pa.RecordBatch:
-        n, account, tariff = e.codes
+        s = e.spread
+        timed, read, priced, based = e.there
         columns = {
-            "ordinal": e.number(STEP),
-            "n": pa.array(n),
-            "account_id": self.ids.column(account, self.count),
-            "kind": coded(e.kinds[0], ENTRY_KINDS),
-            "from_at": pa.array(e.moments[0], mask=e.untimed).cast(TIME),
-            "to_at": pa.array(e.moments[1]).cast(TIME),
-            "to_wh": e.number(TO_WH, e.unread),
-            "usage_wh": e.number(USAGE_WH),
-            "amount_tiyin": e.number(AMOUNT),
-            "balance_tiyin": e.number(BALANCE),
-            "tariff": coded(tariff, self.tariffs),
-            "basis": coded(e.kinds[1], BASES),
+            "ordinal": e.number("step"),
+            "n": pa.array(s.n),
+            "account_id": self.ids.column(s.account, self.count),
+            "kind": coded(pa.array(s.kind), ENTRY_KINDS),
+            "from_at": filled(TIME, s.from_at, timed),
+            "to_at": filled(TIME, s.to_at),
+            "to_wh": e.number("to_wh", read),
+            "usage_wh": e.number("usage_wh"),
+            "amount_tiyin": e.number("amount_tiyin"),
+            "balance_tiyin": e.number("balance_tiyin"),
+            "tariff": coded(filled(pa.int32(), s.tariff, priced), self.tariffs),
+            "basis": coded(filled(pa.int8(), s.basis, based), BASES),
         }
         if e.from_wh is not None:
             columns["from_wh"] = numbers(e.from_wh)
@@ -130,7 +127,7 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
         p.account_ids,
         list(p.book.names),
         p.held_records,
-        Entries.of(ledger.entries[:entries]) if entries else None,
+        ledger.entries[:entries],
         ledger.forecasts[:forecasts].copy(),
         p.events,
         p.notices,
@@ -139,99 +136,115 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
     )
     p.events, p.notices = {}, []
     ledger.size[:] = 0
-    if ledger.entries.size > MOST_ENTRIES_KEPT:
-        p.ledger = new_ledger(MOST_ENTRIES_KEPT // 2)
+    if entries:  # given away as they are, they are too many to copy
+        p.ledger = ledger._replace(entries=ledger.entries[:0].copy())
     return settled
 
 
 # entries
 
-STEP, TO_WH, USAGE_WH, AMOUNT, BALANCE = range(5)  # the numbers of an entry that mostly fit in 32 bits
-NUMBERS = ("ordinal", "to_wh", "usage_wh", "amount_tiyin", "balance_tiyin")
+
+class Spread(NamedTuple):
+    """Rows of ENTRY as columns, in the types they mostly fit in. step: an ordinal as the step from the one before. absent: bit
+    by bit, where from_at, to_wh, tariff and basis are none. beyond: of step, to_wh, usage_wh, amount_tiyin and balance_tiyin
+    all bits but the sign, below 2³¹ if all fit. explicit: not 0 if some from_wh is not to_wh − |usage_wh|.
+    """
+
+    step: NDArray[np.int32]
+    to_wh: NDArray[np.int32]
+    usage_wh: NDArray[np.int32]
+    amount_tiyin: NDArray[np.int32]
+    balance_tiyin: NDArray[np.int32]
+    from_at: NDArray[np.int64]
+    to_at: NDArray[np.int64]
+    n: NDArray[np.int32]
+    account: NDArray[np.int32]
+    tariff: NDArray[np.int32]
+    kind: NDArray[np.int8]
+    basis: NDArray[np.int8]
+    absent: NDArray[np.uint8]
+    beyond: NDArray[np.int64]
+    explicit: int
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Rows of ENTRY as columns.
-
-    numbers: int32[5, n], NUMBERS in turn, an ordinal as the step from the one before. wide: for each of them the same as int64
-    if they do not all fit. moments: int64[2, n], from_at and to_at. codes: int32[3, n], n, account and tariff. kinds:
-    int8[2, n], kind and basis. untimed, unread: where from_at and to_wh are none. from_wh: if it is not to_wh − |usage_wh|.
+    """Rows of ENTRY, spread. wide: those numbers as int64 that do not all fit in 32 bits. there: `absent` turned round, none
+    where nothing is absent. from_wh: if it has to be told.
     """
 
-    numbers: NDArray[np.int32]
-    wide: list[NDArray[np.int64] | None]
-    moments: NDArray[np.int64]
-    codes: NDArray[np.int32]
-    kinds: NDArray[np.int8]
-    untimed: NDArray[np.bool_] | None
-    unread: NDArray[np.bool_] | None
+    spread: Spread
+    wide: dict[str, NDArray[np.int64]]
+    there: list[NDArray[np.uint8] | None]
     from_wh: NDArray[np.int64] | None
 
     @classmethod
     def of(cls, rows: Any) -> Entries:
-        """A copy of them."""
-        values, fits, moments, codes, kinds, absent, some_untimed, some_unread, implied = _spread(rows)
-        wide = [None if fits[k] else _wide(rows, k) for k in range(len(NUMBERS))]
-        from_wh = None if implied else rows["from_wh"].copy()
-        untimed, unread = (absent[0] if some_untimed else None), (absent[1] if some_unread else None)
-        return cls(values, wide, moments, codes, kinds, untimed, unread, from_wh)
+        """All of them."""
+        spread = _spread(rows)
+        names = [name for name, beyond in zip(Spread._fields, spread.beyond, strict=False) if beyond >> 31]
+        wide = {name: np.diff(rows["ordinal"], prepend=0) if name == "step" else rows[name].copy() for name in names}
+        there = [~bits if bits.any() else None for bits in spread.absent]
+        return cls(spread, wide, there, rows["from_wh"].copy() if spread.explicit else None)
 
-    def number(self, k: int, absent: NDArray[np.bool_] | None = None) -> pa.Array:
-        """One of NUMBERS."""
-        wide = self.wide[k]
-        return pa.array(self.numbers[k] if wide is None else wide, mask=absent)
-
-
-def _wide(rows: Any, k: int) -> NDArray[np.int64]:
-    return np.diff(rows["ordinal"], prepend=0) if k == STEP else rows[NUMBERS[k]].copy()
+    def number(self, name: str, there: NDArray[np.uint8] | None = None) -> pa.Array:
+        """A column of numbers."""
+        if name in self.wide:
+            return filled(pa.int64(), self.wide[name], there)
+        return filled(pa.int32(), getattr(self.spread, name), there)
 
 
 @loop
-def _spread(
-    rows: Any,
-) -> tuple[
-    NDArray[np.int32],
-    NDArray[np.bool_],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.int8],
-    NDArray[np.bool_],
-    bool,
-    bool,
-    bool,
-]:
-    """Rows of ENTRY as the columns of Entries, in one pass over them: numbers, whether each fits in 32 bits (to_wh where it is
-    there), moments, codes, kinds, where from_at and to_wh are none and whether they are anywhere, whether from_wh is implied.
-    """
-    rows = untracked(rows)
-    values = np.empty((5, rows.size), np.int32)
-    moments = np.empty((2, rows.size), np.int64)
-    codes = np.empty((3, rows.size), np.int32)
-    kinds = np.empty((2, rows.size), np.int8)
-    absent = np.empty((2, rows.size), np.bool_)
-    fits = np.ones(5, np.bool_)
-    before, some_untimed, some_unread, implied = 0, False, False, True
-    for i in range(rows.size):
+def _spread(rows: Any) -> Spread:
+    """Rows of ENTRY as columns, in one pass over them."""
+    rows, count = untracked(rows), rows.size
+    step, to_wh, usage_wh, amount_tiyin, balance_tiyin = (
+        np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32),
+        np.empty(count, np.int32),
+    )  # fmt: skip
+    from_at, to_at = np.empty(count, np.int64), np.empty(count, np.int64)
+    n, account, tariff = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
+    kind, basis = np.empty(count, np.int8), np.empty(count, np.int8)
+    absent = np.zeros((4, (count + 7) // 8), np.uint8)
+    before = beyond_step = beyond_to = beyond_usage = beyond_amount = beyond_balance = explicit = 0
+    for i in range(count):
         row = rows[i]
-        untimed, unread = row.from_at == NONE, row.to_wh == NONE
-        given = (row.ordinal - before, 0 if unread else row.to_wh, row.usage_wh, row.amount_tiyin, row.balance_tiyin)
+        timed, read, priced, based = row.from_at != NONE, row.to_wh != NONE, row.tariff >= 0, row.basis >= 0
+        if not (timed and read and priced and based):
+            for k, is_there in enumerate((timed, read, priced, based)):
+                absent[k, i >> 3] |= np.uint8(not is_there) << np.uint8(i & 7)
+        reached = row.to_wh if read else 0
+        explicit |= reached - abs(row.usage_wh) - row.from_wh if timed else 0
+        step[i], to_wh[i], usage_wh[i] = _low(row.ordinal - before), _low(reached), _low(row.usage_wh)
+        amount_tiyin[i], balance_tiyin[i] = _low(row.amount_tiyin), _low(row.balance_tiyin)
+        beyond_step |= _bits(row.ordinal - before)
+        beyond_to |= _bits(reached)
+        beyond_usage |= _bits(row.usage_wh)
+        beyond_amount |= _bits(row.amount_tiyin)
+        beyond_balance |= _bits(row.balance_tiyin)
         before = row.ordinal
-        for k in range(5):
-            inside = -(2**31) <= given[k] < 2**31
-            values[k, i] = given[k] if inside else 0
-            fits[k] &= inside
-        moments[0, i], moments[1, i] = row.from_at, row.to_at
-        codes[0, i], codes[1, i], codes[2, i] = row.n, row.account, row.tariff
-        kinds[0, i], kinds[1, i] = row.kind, row.basis
-        absent[0, i], absent[1, i] = untimed, unread
-        some_untimed |= untimed
-        some_unread |= unread
-        implied &= untimed or row.to_wh - abs(row.usage_wh) == row.from_wh
-    return values, fits, moments, codes, kinds, absent, some_untimed, some_unread, implied
+        from_at[i], to_at[i], n[i], account[i] = row.from_at, row.to_at, row.n, row.account
+        tariff[i], kind[i], basis[i] = row.tariff, row.kind, row.basis
+    beyond = np.array([beyond_step, beyond_to, beyond_usage, beyond_amount, beyond_balance])
+    return Spread(
+        step, to_wh, usage_wh, amount_tiyin, balance_tiyin, from_at, to_at, n, account, tariff, kind, basis, absent,
+        beyond, explicit,
+    )  # fmt: skip
 
 
-@compiled
+@rule
+def _bits(number: int) -> int:
+    """Its bits but for the sign: below 2³¹ where it fits in 32 bits."""
+    return number ^ (number >> 63)
+
+
+@rule
+def _low(number: int) -> int:
+    """The number if it fits in 32 bits."""
+    return number if -(2**31) <= number < 2**31 else 0
+
+
+@loop
 def _compact(codes: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Numbers below `count` renumbered without gaps, in the same order; and which there are."""
     place = np.full(count, -1, np.int32)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from accounting.bill import REASONS
-from accounting.columns import whole_columns
+from accounting.columns import Columns, coded, filled
 from accounting.ledger import HELD, HELD_REFUSED, HELD_SETTLED
+from accounting.records import TIME
 from accounting.state import FOREVER, NONE
 from accounting.texts import join, time_texts
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 HeldTexts = dict[tuple[int, int], str]  # of the readings that are held, by the (ordinal, n) of the event that said so
 
 
-def incident_events(
-    number: int, incidents: Any, readings: Readings | None, held: HeldTexts
-) -> dict[str, pa.RecordBatch]:
+def incident_events(number: int, incidents: Any, readings: Readings | None, held: HeldTexts) -> dict[str, Columns]:
     """The events of a body's incidents (rows of INCIDENT) by kind, whole columns, each kind in order.
 
     number: the partition's. readings: the body's. held: the texts of those held before; changed to those held after it.
@@ -38,12 +36,14 @@ def incident_events(
     what = incidents["what"]
     told, ended = what != HELD_SETTLED, (what == HELD_SETTLED) | (what == HELD_REFUSED)
     tales = _tales(incidents[told], _texts(incidents, told, ended, readings, held))
-    is_held = pa.array(what[told] == HELD)
-    return {
-        "refused": tales.filter(pc.invert(is_held)),
-        "held": tales.filter(is_held),
-        "released": _released(number, incidents[ended]),
+    is_held = what[told] == HELD
+    events = {"refused": tales.filter(pa.array(~is_held)), "held": tales.filter(pa.array(is_held))}
+    found = {
+        kind: dict(zip(batch.schema.names, batch.columns, strict=True)) for kind, batch in events.items() if len(batch)
     }
+    if ended.any():
+        found["released"] = _released(number, incidents[ended])
+    return found
 
 
 def _texts(
@@ -63,9 +63,9 @@ def _texts(
         place[~new[told]] = len(texts) + np.arange(len(remembered))
         texts = pa.concat_arrays([texts, pa.array(remembered, pa.string())]).take(pa.array(place))
     is_held = incidents["what"] == HELD
-    is_held &= ~np.isin(incidents["ordinal"], ordinals[ended & new])
     still = incidents[is_held]
-    names = zip(still["ordinal"].tolist(), still["n"].tolist(), strict=True)
+    is_held[is_held] = stays = ~np.isin(still["ordinal"], ordinals[ended & new])
+    names = zip(still["ordinal"][stays].tolist(), still["n"][stays].tolist(), strict=True)
     held |= dict(zip(names, texts.filter(pa.array(is_held[told])).to_pylist(), strict=True))
     return texts
 
@@ -77,32 +77,28 @@ def _held_ids(incidents: Any) -> list[tuple[int, int]]:
 def _tales(incidents: Any, texts: pa.StringArray) -> pa.RecordBatch:
     """Columns of `refused` and `held`."""
     last_at = incidents["last_at"]
-    known = (incidents["account"] > 0) & (last_at != NONE)
-    last_wh = pa.array(incidents["last_wh"], mask=~known).cast(pa.string())
-    columns = {
-        "ordinal": incidents["ordinal"],
-        "n": incidents["n"],
-        "record_kind": pa.repeat("reading", len(texts)),
-        "reason": _REASONS.take(pa.array(incidents["reason"])),
-        "detail": join("last measured ", last_wh, " Wh at ", time_texts(pa.array(last_at, mask=~known))),
-        "record": texts,
-    }
-    return whole_columns("refused", columns)
+    unknown = (incidents["account"] <= 0) | (last_at == NONE)
+    last_wh = pa.array(incidents["last_wh"], mask=unknown).cast(pa.string())
+    return pa.record_batch(
+        {
+            "ordinal": pa.array(incidents["ordinal"]),
+            "n": pa.array(incidents["n"]),
+            "record_kind": coded(filled(pa.int8(), np.zeros(len(texts), np.int8)), ("reading",)),
+            "reason": coded(filled(pa.int8(), incidents["reason"].astype(np.int8)), REASONS),
+            "detail": join("last measured ", last_wh, " Wh at ", time_texts(pa.array(last_at, mask=unknown))),
+            "record": texts,
+        }
+    )
 
 
-_REASONS = pa.array(REASONS, pa.string())
-_OUTCOMES = pa.array(["settled", "refused"], pa.string())
-
-
-def _released(number: int, incidents: Any) -> pa.RecordBatch:
+def _released(number: int, incidents: Any) -> Columns:
     """Columns of `released`. That of a reading which is refused comes after its refusal."""
     refused, last_tick = incidents["what"] == HELD_REFUSED, incidents["last_tick"]
     ordinal, n = (pa.array(incidents[name]).cast(pa.string()) for name in ("held_ordinal", "held_n"))
-    columns = {
-        "ordinal": incidents["ordinal"],
-        "n": incidents["n"] + refused,
+    return {
+        "ordinal": pa.array(incidents["ordinal"]),
+        "n": pa.array(incidents["n"] + refused),
         "held_id": join(f"{number}-", ordinal, "-", n),
-        "released_at": pa.array(last_tick, mask=last_tick == NONE),
-        "outcome": _OUTCOMES.take(pa.array(refused.astype(np.int8))),
+        "released_at": pa.array(last_tick, mask=last_tick == NONE).cast(TIME),
+        "outcome": coded(filled(pa.int8(), refused.astype(np.int8)), ("settled", "refused")),
     }
-    return whole_columns("released", columns)

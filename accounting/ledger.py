@@ -113,7 +113,7 @@ def make_room(ledger: Ledger, entries: int, incidents: int = 8, forecasts: int =
         if rows.size >= size + more:
             grown.append(rows)
             continue
-        larger = np.zeros(max(size + more, rows.size * 2), rows.dtype)
+        larger = np.empty(max(size + more, rows.size * 2), rows.dtype)
         larger[:size] = rows[:size]
         grown.append(larger)
     return Ledger._make([*grown, ledger.cause, ledger.size])

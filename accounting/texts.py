@@ -39,3 +39,8 @@ def time_texts(moments: NDArray[np.int64] | pa.Array) -> pa.StringArray:
 def join(*parts: pa.Array | str) -> pa.StringArray:
     """Texts put together, row by row; none where one of them is none."""
     return pc.binary_join_element_wise(*parts, "")
+
+
+def texts_of(ends: NDArray[np.int32], characters: NDArray[np.uint8]) -> pa.StringArray:
+    """Texts that lie one behind the other. ends: int32[n + 1], where each begins, and the last one ends."""
+    return pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(characters))

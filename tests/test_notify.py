@@ -486,7 +486,9 @@ def test_a_phone_answers_though_the_network_was_killed_in_between(tmp_path):
 
 def notice_text(kind, language, account_id, balance_tiyin, depletes_at, pay_tiyin):
     numbers = (NOTICE_KINDS.index(kind), balance_tiyin, FOREVER if depletes_at is None else depletes_at, pay_tiyin)
-    (text,) = notice_texts(*(np.array([n]) for n in numbers), language=[language], account_id=[account_id]).to_pylist()
+    columns = (np.array([n]) for n in numbers)
+    language = pa.array([language]).dictionary_encode()
+    (text,) = notice_texts(*columns, language=language, account_id=pa.array([account_id])).to_pylist()
     return text
 
 
