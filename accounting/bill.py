@@ -33,7 +33,17 @@ from accounting.ledger import (
     post,
 )
 from accounting.state import ABSENT, ARRIVED, NONE, STARTED, Account, Accounts
-from accounting.tariffs import Book, cost, hold_book, most_pieces, next_boundary, next_edge, price_at, segment_at
+from accounting.tariffs import (
+    Book,
+    cost,
+    cost_between,
+    hold_book,
+    most_pieces,
+    next_boundary,
+    next_edge,
+    price_at,
+    segment_at,
+)
 
 # Reasons of refusal, numbered; docs/refused.md has one line for each.
 REASONS = (
@@ -143,7 +153,7 @@ def price_step(
         until = boundary if cut else to_at
         upto = multiply_divide(usage_wh, boundary - from_at, to_at - from_at) if cut else usage_wh
         piece, price = upto - done, price_at(book, segment, at)
-        amount = cost(book, price, month_wh + piece) - cost(book, price, month_wh)
+        amount = cost_between(book, price, month_wh, month_wh + piece)
         reached = (from_wh + upto) % s.modulus_wh
         if posting:
             s.balance_tiyin -= amount
@@ -190,7 +200,7 @@ def settle_one_piece(
 ) -> None:
     """The commonest step: from the last measured register to one before the next boundary."""
     price = price_at(book, s.segment, s.last_at)
-    amount = cost(book, price, s.month_wh + usage_wh) - cost(book, price, s.month_wh)
+    amount = cost_between(book, price, s.month_wh, s.month_wh + usage_wh)
     s.month_wh += usage_wh
     s.usage_wh += usage_wh
     s.balance_tiyin -= amount
@@ -434,7 +444,7 @@ def judge_estimate(s: Account, at: int, register_wh: int) -> int:
 @rule
 def judge_measured(s: Account, at: int, register_wh: int) -> int:
     """The rows of the table for a measured reading of a started account."""
-    if is_known(s, at) or at == s.held_at:
+    if (at <= s.last_at and is_known(s, at)) or at == s.held_at:  # none after last_at, and a gap's ends cost a look
         return IGNORED if register_wh == known_register(s, at) else DUPLICATE
     if at < s.last_at:
         if s.gap_to_at != NONE and s.gap_from_at < at < s.gap_to_at:

@@ -17,7 +17,7 @@ from accounting.calendar import US_PER_DAY, US_PER_HOUR, month_of, month_start
 from accounting.compiled import compiled
 from accounting.ledger import Ledger, take_count
 from accounting.state import CONNECTED, DISCONNECT_PENDING, FOREVER, NONE, STARTED, Account
-from accounting.tariffs import Book, cost, next_edge, price_at
+from accounting.tariffs import Book, cost_between, next_edge, price_at
 
 HORIZON_US = 400 * US_PER_DAY
 LEVEL_WEIGHT = 0.12944943670387588  # 1 − 2^(−1/5)
@@ -109,7 +109,7 @@ def deplete(s: Account, book: Book, rate_wh: float, from_at: int, month_wh: int,
                 until = min(until, book.segments[segment + 1].from_at)
         price = price_at(book, segment, at)
         used_wh = int(rate_wh * ((until - at) / US_PER_DAY))
-        charge = cost(book, price, month_wh + used_wh) - cost(book, price, month_wh)
+        charge = cost_between(book, price, month_wh, month_wh + used_wh)
         if charge >= credit_tiyin:
             pays_wh = min(affordable_wh(book, price, month_wh, credit_tiyin), used_wh)
             return min(at + int(pays_wh / rate_wh * US_PER_DAY), until)

@@ -82,6 +82,24 @@ def cost(book: Book, price: int, wh: int) -> int:
 
 
 @rule
+def cost_between(book: Book, price: int, from_wh: int, to_wh: int) -> int:
+    """`cost` of a month's first `to_wh` less that of its first `from_wh`, which are no more."""
+    whole, rest, rest_before, low = 0, 0, 0, 0
+    for block in range(book.prices[price].first, book.prices[price].end):
+        limit, rate = book.blocks[block].limit_wh, book.blocks[block].rate
+        top = min(to_wh, limit)
+        if top > low:
+            until = max(min(from_wh, limit), low)
+            whole += ((top - low) // 1000 - (until - low) // 1000) * rate
+            rest += (top - low) % 1000 * rate
+            rest_before += (until - low) % 1000 * rate
+            low = top
+        if to_wh <= low:
+            break
+    return whole + rest // 1000 - rest_before // 1000
+
+
+@rule
 def time_of_day(at: int) -> int:
     """The µs since midnight in Asia/Tashkent."""
     return (at + UTC_OFFSET_US) % US_PER_DAY

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accounting.bill import start_account
 from accounting.forecast import forecast_depletion
 from accounting.records import EVENTS
 from accounting.snapshot import restore, snapshot
-from accounting.state import FOREVER, STARTED, new_accounts
+from accounting.state import FOREVER, new_accounts
 from accounting.tariffs import ALWAYS, AccountVersion, History, TariffBook, TariffVersion
 from tests.stories import (
     DAY,
@@ -1039,7 +1040,8 @@ def depletes_at(book, at, month_wh, credit_tiyin, level_wh):
     """The core's answer for an account of a book with one tariff."""
     s = new_accounts(1)[0]
     s.schedule = book.schedule(History((AccountVersion(ALWAYS, ALWAYS, "t", 1),)))
-    s.phase, s.last_at, s.month_wh, s.balance_tiyin, s.level_wh = STARTED, at, month_wh, credit_tiyin, level_wh
+    start_account(s, book.arrays(), at, 0)
+    s.month_wh, s.balance_tiyin, s.level_wh = month_wh, credit_tiyin, level_wh
     return forecast_depletion(s, book.arrays(), 0.0)
 
 
