@@ -20,7 +20,7 @@ from accounting.events import AccountIds
 from accounting.incidents import HeldTexts
 from accounting.ledger import Ledger, make_room, new_ledger, take_count
 from accounting.notices import Told
-from accounting.policies import Place, Policy, Rules, rules_at, rules_hold_until
+from accounting.policies import Place, Policy, Rules, quiet_hours_hold_until, rules_at, rules_hold_until
 from accounting.records import OWN_TIME, RECORDS
 from accounting.state import FOREVER, NONE, new_accounts
 from accounting.supply import RULES
@@ -240,8 +240,9 @@ class Partition:
             example = self.places[self.place_class.index(number)]
             self.rules_by_class.append(rules_at(policies, example, self.rules_from))
         rows = np.zeros(len(self.rules_by_class), RULES)
+        quiet_turns_at = quiet_hours_hold_until(policies, self.rules_from)
         for row, rules in zip(rows, self.rules_by_class, strict=True):
-            found = {**vars(rules), "until": self.rules_until, "forbidden": rules.forbidden is not None}
+            found = {**vars(rules), "quiet_turns_at": quiet_turns_at, "forbidden": rules.forbidden is not None}
             for name in RULES.names or ():
                 row[name] = NONE if found[name] is None else found[name]
         self.rules = rows[self.place_class]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from accounting.calendar import US_PER_DAY, US_PER_HOUR, US_PER_MINUTE, day_of, day_start, iso_weekday
+from accounting.state import FOREVER
 
 THRESHOLDS = {
     "notice_hours": 72,
@@ -135,14 +136,24 @@ def rules_at(policies: list[Policy], place: Place, at: int) -> Rules:
 
 def rules_hold_until(policies: list[Policy], at: int) -> int:
     """A moment up to which the rules of every place stay as they are: the next turn of a policy, a daily span or the day."""
-    moments = [day_start(day_of(at) + 1)]
+    return min([day_start(day_of(at) + 1), *_turns(policies, at)])
+
+
+def quiet_hours_hold_until(policies: list[Policy], at: int) -> int:
+    """A moment up to which the quiet hours of every place are those in force or next; FOREVER if there are none."""
+    return min(_turns([p for p in policies if p.kind == "quiet_hours"], at), default=FOREVER)
+
+
+def _turns(policies: list[Policy], at: int) -> list[int]:
+    """The next moments after `at` at which policies or their daily spans begin or end."""
+    moments = []
     for p in policies:
         moments += [m for m in (p.starts_at, p.ends_at) if m is not None and m > at]
         if p.kind in ("disconnect_window", "quiet_hours"):
             for us in _span(p)[:2]:
                 turn = day_start(day_of(at)) + us
                 moments.append(turn if turn > at else turn + US_PER_DAY)
-    return min(moments)
+    return moments
 
 
 def _counting(policies: list[Policy], kind: str, place: Place, at: int) -> Policy | None:

@@ -54,7 +54,7 @@ RULES = row_type(
         ("notice_gap_us", "i8"),
         ("reconnect_tiyin", "i8"),
         ("max_reading_age_us", "i8"),
-        ("until", "i8"),  # the next moment at which rules may be others
+        ("quiet_turns_at", "i8"),  # the next moment at which the quiet hours, in force or next, may be others
         ("forbidden", "u1"),
     ]
 )
@@ -194,7 +194,7 @@ def next_look(s: Account, book: Book, rules: Any, now: int, due: int) -> int:
         due_at -= spare_us
     if due_at - LOOK_AHEAD_US > now:
         return due_at - LOOK_AHEAD_US
-    look_at = min(due_at, rules.until)
+    look_at = min(due_at, rules.quiet_turns_at)
     if rules.quiet_from != NONE and due_at < rules.quiet_next_until:
         look_at = min(look_at, rules.quiet_from - QUARTER_US)
     return look_at
