@@ -22,7 +22,7 @@ from accounting.tariffs import AccountVersion, History, TariffBook, TariffVersio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 4
+VERSION = 5
 _HEAD = struct.Struct("<4sIIQ")  # magic, version, sections, dtype fingerprint
 _MAGIC = b"HSBS"
 _CODEC = pa.Codec("zstd", 1)
@@ -50,6 +50,7 @@ def snapshot(p: Partition) -> bytes:
         _ipc(strings),
         _ipc(pa.record_batch({"meter": pa.array(list(p.meters), pa.string())})),
         _ipc(_payments(p)),
+        _ipc(_effects(p)),
         json.dumps(_side_tables(p), separators=(",", ":")).encode(),
     ]
     parts: list[bytes | memoryview] = [_HEAD.pack(_MAGIC, VERSION, len(sections), _FINGERPRINT)]
@@ -72,7 +73,7 @@ def restore(data: bytes) -> Partition:
         at += 16
         sections.append(_CODEC.decompress(view[at : at + packed], size))
         at += packed
-    accounts, wake_at, strings, meters, payments, side = sections
+    accounts, wake_at, strings, meters, payments, effects, side = sections
     p = Partition(0)
     _restore_side_tables(p, json.loads(bytes(side)))
     p.accounts = np.frombuffer(accounts, ACCOUNT)  # memory of its own, and ours to write to
@@ -87,6 +88,8 @@ def restore(data: bytes) -> Partition:
     p.meters = dict(zip(meter_ids, range(len(meter_ids)), strict=True))
     for i, key, *payment in zip(*(column.to_pylist() for column in _open(payments).columns), strict=True):
         p.payments.setdefault(i, {})[key] = Payment(*payment)
+    ordinals, ns, *effect = (column.to_pylist() for column in _open(effects).columns)
+    p.effects = dict(zip(zip(ordinals, ns, strict=True), zip(*effect, strict=True), strict=True))
     return p
 
 
@@ -113,6 +116,12 @@ def _payments(p: Partition) -> pa.RecordBatch:
     return pa.record_batch({n: pa.array(list(c), k) for n, c, k in zip(names, columns, kinds, strict=True)})
 
 
+def _effects(p: Partition) -> pa.RecordBatch:
+    names = ("ordinal", "n", "account", "at", "meter")
+    columns: list[Any] = [*zip(*p.effects, strict=True), *zip(*p.effects.values(), strict=True)] or [()] * len(names)
+    return pa.record_batch({name: pa.array(column, pa.int64()) for name, column in zip(names, columns, strict=True)})
+
+
 def _side_tables(p: Partition) -> dict[str, Any]:
     book = p.book
     return {
@@ -131,7 +140,6 @@ def _side_tables(p: Partition) -> dict[str, Any]:
         "policy_count": p.policy_count,
         "places": [[place.district, place.feeder, place.account] for place in p.places],
         "commands": p.commands,
-        "effects": [[*number, *effect] for number, effect in p.effects.items()],
         "last_tick": p.last_tick,
         "last_day": p.last_day,
         "ignored": p.ignored,
@@ -158,4 +166,3 @@ def _restore_side_tables(p: Partition, side: dict[str, Any]) -> None:
     p.policies = {values[0]: Policy(*values) for values in side["policies"]}
     p.places = list(map(Place._make, side["places"]))
     p.place_index = dict(zip(p.places, range(len(p.places)), strict=True))
-    p.effects = {(ordinal, n): (i, at, meter) for ordinal, n, i, at, meter in side["effects"]}
