@@ -6,6 +6,7 @@ by `Settled.events`, which another thread may do beside the rules, body after bo
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from accounting.partition import Partition
     from accounting.readings import Readings
 
+_SPARE: deque[Any] = deque(maxlen=8)  # room for entries, of bodies whose events are made: memory still at hand
+
 
 class AccountIds:
     """The ids of a partition's accounts by number, as columns of events need them."""
@@ -38,13 +41,13 @@ class AccountIds:
         self._all = pa.array([], pa.string())
 
     def column(self, accounts: NDArray[np.int32], count: int) -> pa.DictionaryArray:
-        """Those of accounts below `count`. Where most of them occur the dictionary is all of them, else those that do."""
+        """Those of accounts below `count`. Where they are many the dictionary is all there are, else those that occur."""
         if len(self._all) < count:
             self._all = pa.array(self._ids[:count], pa.string())
+        if accounts.size >= count:
+            return pa.DictionaryArray.from_arrays(filled(pa.int32(), accounts), self._all, safe=False)
         codes, used = _compact(accounts, count)
-        if used.size * 2 >= count:
-            return pa.DictionaryArray.from_arrays(pa.array(accounts), self._all, safe=False)
-        return pa.DictionaryArray.from_arrays(pa.array(codes), self._all.take(pa.array(used)), safe=False)
+        return pa.DictionaryArray.from_arrays(filled(pa.int32(), codes), self._all.take(pa.array(used)), safe=False)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Settled:
     ids: AccountIds
     tariffs: Sequence[str]
     held: HeldTexts
-    entries: Any
+    ledger_entries: Any
+    entry_count: int
     forecasts: Any
     rows: dict[str, list[tuple[Any, ...]]]
     notices: list[Told]
@@ -66,8 +70,9 @@ class Settled:
     def events(self) -> dict[str, pa.RecordBatch]:
         """The events by kind as packed columns with `ordinal` and `n`, each kind in order. To be called once."""
         columns: dict[str, pa.RecordBatch] = {}
-        if self.entries.size:
-            columns["entry"] = self._entries(Entries.of(self.entries))
+        if self.entry_count:
+            columns["entry"] = self._entries(Entries.of(self.ledger_entries[: self.entry_count]))
+            _SPARE.append(self.ledger_entries)
         if self.forecasts.size:
             columns["forecast"] = self._forecasts()
         made = incident_events(self.number, self.incidents, self.readings, self.held)
@@ -127,7 +132,8 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
         p.account_ids,
         list(p.book.names),
         p.held_records,
-        ledger.entries[:entries],
+        ledger.entries,
+        entries,
         ledger.forecasts[:forecasts].copy(),
         p.events,
         p.notices,
@@ -137,7 +143,7 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
     p.events, p.notices = {}, []
     ledger.size[:] = 0
     if entries:  # given away as they are, they are too many to copy
-        p.ledger = ledger._replace(entries=ledger.entries[:0].copy())
+        p.ledger = ledger._replace(entries=_SPARE.pop() if _SPARE else ledger.entries[:0].copy())
     return settled
 
 

@@ -38,7 +38,13 @@ def time_texts(moments: NDArray[np.int64] | pa.Array) -> pa.StringArray:
 
 def join(*parts: pa.Array | str) -> pa.StringArray:
     """Texts put together, row by row; none where one of them is none."""
-    return pc.binary_join_element_wise(*parts, "")
+    fewer: list[pa.Array | str] = []  # each of them costs
+    for part in parts:
+        if isinstance(part, str) and fewer and isinstance(fewer[-1], str):
+            fewer[-1] += part
+        elif not isinstance(part, str) or part:
+            fewer.append(part)
+    return pc.binary_join_element_wise(*fewer, "")
 
 
 def texts_of(ends: NDArray[np.int32], characters: NDArray[np.uint8]) -> pa.StringArray:

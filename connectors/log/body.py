@@ -36,7 +36,7 @@ _CODES = pa.dictionary(pa.int32(), pa.string())
 _PAIRS = pa.dictionary(pa.int32(), pa.struct([("meter_id", pa.string()), ("account_id", pa.string())]))
 _WRITE = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
 _WRITE_FEW = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-FEW_BYTES = 1 << 16  # up to here zstd takes longer to begin than to compress, a tenth of a millisecond a batch
+FEW_BYTES = 1 << 17  # up to here zstd takes longer to begin than to compress, a tenth of a millisecond a batch
 _READ = pa.ipc.IpcReadOptions(use_threads=False)  # whoever has many bodies goes through them in threads of its own
 _HEAD = struct.Struct("<4sII")  # magic, kinds, runs
 _PART = struct.Struct("<BI")  # kind, bytes
