@@ -48,7 +48,7 @@ def settle(work: Work) -> dict[str, float]:
 
 def passthrough(work: Work) -> dict[str, float]:
     """The same journal, passed through."""
-    took = pass_through(work, "troubled", count(work, "troubled", "reading"))
+    took = pass_through(work, "troubled", "troubled-settled", count(work, "troubled", "reading"))
     return {"passthrough_troubled_readings_per_s": took}
 
 
