@@ -16,7 +16,7 @@ import pyarrow as pa
 from accounting.columns import coded, filled, in_order, narrow, numbers, packed, rows_as_columns, steps, without_empty
 from accounting.compiled import loop, rule, untracked
 from accounting.incidents import HeldTexts, incident_events
-from accounting.ledger import FORECAST, UNCHANGED
+from accounting.ledger import ENTRY, FORECAST, UNCHANGED
 from accounting.notices import Told, notice_events
 from accounting.records import BASES, ENTRY_KINDS, EVENTS, TIME
 from accounting.state import FOREVER, NONE
@@ -143,8 +143,15 @@ def take_events(p: Partition, readings: Readings | None) -> Settled:
     p.events, p.notices = {}, []
     ledger.size[:] = 0
     if entries:  # given away as they are, they are too many to copy
-        p.ledger = ledger._replace(entries=_SPARE.pop() if _SPARE else ledger.entries[:0].copy())
+        p.ledger = ledger._replace(entries=_room())
     return settled
+
+
+def _room() -> Any:
+    try:
+        return _SPARE.pop()
+    except IndexError:
+        return np.empty(0, ENTRY)
 
 
 # entries

@@ -38,7 +38,7 @@ FIGURES = (
     Figure("polars_ratio", "… as fast as a batch in Polars", 1.5, "more", TIMES,
            "the same readings, Parquet to Parquet, all processors"),
     Figure("passthrough_ratio", "… as slow as with no rules", 2, "less", TIMES,
-           "the same journal decoded, made-up entries of the same size encoded and appended, the same dataflow"),
+           "the same journal decoded; entries made up of its readings, and settle's other events, encoded and appended"),
     Figure("settle_troubled_readings_per_s", "settle, 2 % out of the ordinary", 2.5e6, "more", MILLIONS,
            "the same with readings estimated, sent again, three hours late, leaping, going back, zero (bench.make_work)"),
     Figure("troubled_ratio", "… as slow as with no rules", 2, "less", TIMES, "pass-through of that journal"),
