@@ -26,7 +26,7 @@ from accounting.calendar import US_PER_DAY, US_PER_HOUR
 from accounting.exact import INT64_MAX, beyond_power, multiply_divide
 from accounting.records import EVENTS
 from accounting.snapshot import restore, snapshot
-from accounting.tariffs import ALWAYS, AccountVersion, History, TariffBook, TariffVersion, cost
+from accounting.tariffs import ALWAYS, AccountVersion, History, TariffBook, TariffVersion, cost, cost_between
 from tests import oracle
 from tests.core_harness import Settled, settle_journal
 from tests.random_records import STYLES, random_records
@@ -330,9 +330,9 @@ blocks_of = st.lists(st.tuples(st.integers(1, 10**6) | st.integers(1, 3), st.int
 def test_a_month_costs_what_fractions_say_and_its_parts_add_up(blocks, families, two):
     book, (part, wh) = book_of(blocks, families), two
     assert cost(book, 0, wh) == price_of(wh, blocks, families)
-    first, rest = cost(book, 0, part), cost(book, 0, wh) - cost(book, 0, part)
+    first, rest = cost_between(book, 0, 0, part), cost_between(book, 0, part, wh)
     assert min(first, rest) >= 0
-    assert first + rest == price_of(wh, blocks, families)
+    assert (first, first + rest) == (price_of(part, blocks, families), price_of(wh, blocks, families))
 
 
 def household_blocks(tariff, effective_on):

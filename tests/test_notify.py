@@ -7,12 +7,15 @@ import signal
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from accounting.notices import notice_texts
+from accounting.notices import local_times, notice_texts, soum_texts
 from accounting.records import EVENT_SCHEMAS, NOTICE_KINDS, render_id
 from accounting.state import FOREVER
 from connectors.locks import AlreadyRunningError
@@ -481,6 +484,9 @@ def test_a_phone_answers_though_the_network_was_killed_in_between(tmp_path):
         assert asyncio.run(phones.receipts(at + DAY)) == []
 
 
+APRIL_1992 = 702_000_000_000_000  # the clocks of Tashkent have been five hours ahead since
+
+
 # ---- the texts -------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +507,16 @@ def test_the_text_has_the_date_the_balance_in_soum_and_what_to_pay(language):
     off = notice_text("disconnected", language, "1103-000042", -1_234_567, None, 1_234_567)
     for words in ("-12 345", "13 000"):
         assert words in off
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(10**15), 10**15) | st.integers(-100_100, 100_100)), st.lists(st.integers(0, 4 * 10**15)))
+def test_amounts_and_moments_are_written_as_they_are_said_in_tashkent(amounts, moments):
+    whole = [abs(tiyin) // 100 * (-1 if tiyin < 0 else 1) for tiyin in amounts]
+    assert soum_texts(np.array(amounts, np.int64)).to_pylist() == [f"{soum:,}".replace(",", " ") for soum in whole]
+    there = [datetime.fromtimestamp(at // 10**6, ZoneInfo("Asia/Tashkent")) for at in moments if at >= APRIL_1992]
+    written = local_times(np.array([at for at in moments if at >= APRIL_1992] + [FOREVER], np.int64)).to_pylist()
+    assert written == [at.strftime("%d.%m.%Y %H:%M") for at in there] + ["-"]
 
 
 def test_uzbek_in_latin_takes_one_sms_and_cyrillic_two():
