@@ -48,8 +48,8 @@ def settle(work: Work) -> dict[str, float]:
 
 def passthrough(work: Work) -> dict[str, float]:
     """The same journal, passed through."""
-    took = pass_through(work, "troubled", "troubled-settled", count(work, "troubled", "reading"))
-    return {"passthrough_troubled_readings_per_s": took}
+    rate, ratio = pass_through(work, "troubled", "troubled-settled", count(work, "troubled", "reading"))
+    return {"passthrough_troubled_readings_per_s": rate, "troubled_ratio": ratio}
 
 
 def count(work: Work, name: str, kind: str) -> int:
