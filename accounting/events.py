@@ -78,10 +78,11 @@ class Settled:
         made = incident_events(self.number, self.incidents, self.readings, self.held)
         if self.notices:
             made["notice"] = notice_events(self.notices)
-        for kind in made.keys() | self.rows.keys():
-            parts = [rows_as_columns(kind, self.rows[kind])] if kind in self.rows else []
-            columns[kind] = packed(in_order(kind, [*parts, made[kind]] if kind in made else parts))
-        return {kind: columns[kind] for kind in EVENTS if kind in columns}
+        for kind in EVENTS:  # the order within a body is for good: what an older version wrote is to be found again
+            if kind in made or kind in self.rows:
+                parts = [rows_as_columns(kind, self.rows[kind])] if kind in self.rows else []
+                columns[kind] = packed(in_order(kind, [*parts, made[kind]] if kind in made else parts))
+        return columns
 
     def _entries(self, e: Entries) -> pa.RecordBatch:
         s = e.spread

@@ -23,7 +23,7 @@ import pytest
 from accounting.events import Settled
 from connectors.locks import AlreadyRunningError, hold
 from connectors.log import Row
-from connectors.log.body import _plain, decode, unpack
+from connectors.log.body import KIND_NAMES, _plain, decode, unpack
 from connectors.log.rows import follow
 from connectors.log.sqlite import SqliteTransaction, _checksum, create_log, open_log
 from streams import settle as settling
@@ -284,6 +284,19 @@ def test_an_older_copy_of_the_events_is_noticed_and_made_whole(settled, digest, 
         settle(home)
     settle(home)
     assert digest_of(home) == digest
+
+
+def test_the_kinds_of_a_body_stand_in_the_order_that_every_version_wrote_them_in(settled):
+    """Or what an older one wrote would not be found again, and its homes could not be settled."""
+    order = ["entry", "forecast", "refused", "held", "released", "notice", "command", "supply_state"]
+    found = set()
+    with closing(open_log(settled.events, readonly=True)) as events:
+        for partition in range(events.partitions):
+            for row in events.read(partition, 0, max_rows=10**6):
+                kinds = [KIND_NAMES[kind] for kind in decode(row.body).runs_kind]
+                assert kinds == [kind for kind in order if kind in kinds]
+                found |= set(kinds)
+    assert found == set(order)
 
 
 def test_a_journal_that_is_not_that_of_the_events_is_refused(settled, tmp_path):
