@@ -126,7 +126,9 @@ def _fill(template: str, values: Mapping[str, pa.StringArray]) -> pa.StringArray
 
 
 def soum(tiyin: int) -> str:
-    """Whole soum in groups of three, cut towards zero: what a customer reads."""
+    """Whole soum in groups of three, cut towards zero: what a customer reads. A debt of less than a soum is `-0`; a text that
+    is otherwise now than in the logs there are could not be settled again.
+    """
     return str(soum_texts(np.array([tiyin]))[0])
 
 
@@ -148,7 +150,7 @@ def _write_soum(tiyin: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np
         while left // 10**digits > 0:
             digits += 1
         begin = ends[i]
-        if tiyin[i] <= -100:
+        if tiyin[i] < 0:
             out[begin] = MINUS
             begin += 1
         end = begin + digits + (digits - 1) // 3

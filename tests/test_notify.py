@@ -512,8 +512,8 @@ def test_the_text_has_the_date_the_balance_in_soum_and_what_to_pay(language):
 @settings(deadline=None)
 @given(st.lists(st.integers(-(10**15), 10**15) | st.integers(-100_100, 100_100)), st.lists(st.integers(0, 4 * 10**15)))
 def test_amounts_and_moments_are_written_as_they_are_said_in_tashkent(amounts, moments):
-    whole = [abs(tiyin) // 100 * (-1 if tiyin < 0 else 1) for tiyin in amounts]
-    assert soum_texts(np.array(amounts, np.int64)).to_pylist() == [f"{soum:,}".replace(",", " ") for soum in whole]
+    said = [f"{'-' if tiyin < 0 else ''}{abs(tiyin) // 100:,}".replace(",", " ") for tiyin in amounts]
+    assert soum_texts(np.array(amounts, np.int64)).to_pylist() == said
     there = [datetime.fromtimestamp(at // 10**6, ZoneInfo("Asia/Tashkent")) for at in moments if at >= APRIL_1992]
     written = local_times(np.array([at for at in moments if at >= APRIL_1992] + [FOREVER], np.int64)).to_pylist()
     assert written == [at.strftime("%d.%m.%Y %H:%M") for at in there] + ["-"]
