@@ -316,7 +316,7 @@ def test_a_step_that_fails_is_told_as_it_is_and_leaves_nothing_out(
         "source": (type(open_log(home.journal, readonly=True)), "read"),
         "rules": (settling.SettleLogic, "settle"),
         "events": (Settled, "events"),
-        "append": (SqliteTransaction, "append"),
+        "append": (SqliteTransaction, "_append_row"),  # rows, for how many come together is a matter of time
     }[step]
     whole, calls = getattr(owner, name), []
 
