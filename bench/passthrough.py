@@ -49,9 +49,8 @@ class FromHere(JournalSource):
         return _JournalPart(self._open(), int(for_part), start, drain=True)
 
 
-Others = dict[
-    tuple[int, int], dict[str, pa.RecordBatch]
-]  # events but entries, by partition and position of a journal's row
+# Events but entries, by the partition and position of the journal's row that caused them.
+Others = dict[tuple[int, int], dict[str, pa.RecordBatch]]
 
 
 def others_in(home: Home, starts: dict[str, int]) -> Others:
@@ -80,7 +79,6 @@ class PassThrough(StatefulBatchLogic[Row, int, bytes]):
         return [len(values)], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> bytes:
-        self.pipeline.append()
         self.pipeline.wait()
         return b""
 

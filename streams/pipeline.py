@@ -92,6 +92,7 @@ class Pipeline:
 
     def wait(self) -> None:
         """Until all that was given is durable, or something has gone wrong."""
+        self.append()
         while self._appending:
             self._appending.popleft().result()
 

@@ -200,7 +200,6 @@ class SettleLogic(StatefulBatchLogic[Row, int, bytes]):
 
     def snapshot(self) -> bytes:
         """The state, and the position it stands at, once its events are durable; nothing if the first row failed."""
-        self.pipeline.append()
         self.pipeline.wait()
         _run.note_snapshot()
         if self.partition is None:
